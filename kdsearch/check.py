@@ -1,0 +1,136 @@
+"""Everything that can be known to be wrong before any work is done and before anything is written."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+
+from kdsearch import cost, search_space, study_file, teacher
+from kdsearch.distillation.strategies import Shapes, recipe_mistakes
+from kdsearch.errors import UserError
+from kdsearch.search_space import SearchSpace
+from kdsearch.students.families import architecture_of, fixed_of, narrow
+from kdsearch.students.families import mistakes as shape_mistakes
+from kdsearch.students.initialize import LAYERS, WIDTHS
+from kdsearch.study_file import StudySpec
+from kdsearch.target.latency import measure
+from kdsearch.tasks import data
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that passed every check: its file's folder, its spec, its space, and where its results go."""
+
+    base: Path
+    spec: StudySpec
+    space: SearchSpace
+    folder: Path
+
+
+def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | None = None) -> Study:
+    """Read a study file and the space it names, and look at what they name; nothing is written.
+
+    ``overrides`` replace keys of the ``search`` section (the command line's options).
+
+    Raises:
+        UserError: all mistakes at once.
+    """
+    base = path.parent.resolve()
+    right, messages = study_file.read(path)
+    space: SearchSpace | None = None
+    if "space" in right:
+        try:
+            space = search_space.load(_space_path(right["space"], base))
+        except UserError as error:
+            messages += error.messages
+    teacher_messages = teacher.mistakes(right["teacher"], base) if "teacher" in right else []
+    messages += [f"{path}: {message}" for message in teacher_messages]
+    if "task" in right:
+        messages += [f"{path}: {message}" for message in data.mistakes(right["task"], base)]
+    if space and "teacher" in right and not teacher_messages:
+        config = AutoConfig.from_pretrained(teacher.source(right["teacher"], base))
+        messages += [f"{right['space']}: {message}" for message in space_mistakes(space, config)]
+        if "limits" in right and not messages:
+            messages += [f"{path}: {message}" for message in limit_mistakes(right["limits"], space, config)]
+    folder = out.resolve() if out else base / right.get("name", path.stem)
+    messages += _folder_mistakes(folder)
+    if messages:
+        raise UserError(list(dict.fromkeys(messages)))
+    spec = StudySpec(**right)
+    assert space is not None
+    changed = {key: value for key, value in (overrides or {}).items() if value is not None}
+    return Study(base, spec.model_copy(update={"search": spec.search.model_copy(update=changed)}), space, folder)
+
+
+def from_facts(facts: dict[str, Any], folder: Path) -> Study:
+    """A study as its folder recorded it."""
+    return Study(Path(facts["base"]), StudySpec.model_validate(facts["spec"]), search_space.parse(facts["space"]), folder)
+
+
+def refuse_unreachable(study: Study, path: Path) -> None:
+    """Time the smallest student of the space, with random weights, and refuse latency limits that not even it can meet.
+
+    Raises:
+        UserError: each such limit with what was measured.
+    """
+    limits = study.spec.limits
+    if limits.latency_ms is None and limits.latency_relative is None:
+        return
+    config = AutoConfig.from_pretrained(teacher.source(study.spec.teacher, study.base))
+    smallest = narrow(config, search_space.smallest(study.space).architecture)
+    models = [AutoModelForSequenceClassification.from_config(shape).eval() for shape in (smallest, config)]
+    found = measure(*models, study.spec.target)
+    rows = [("latency_ms", limits.latency_ms, found.ms_low), ("latency_relative", limits.latency_relative, found.relative_low)]
+    messages = [
+        f"{path}: limits.{name}: the smallest student of the space takes {value:.3g}, above the limit {limit:.3g}; raise it or widen the space"
+        for name, limit, value in rows
+        if limit is not None and value > limit
+    ]
+    if messages:
+        raise UserError(messages)
+
+
+def space_mistakes(space: SearchSpace, config: PretrainedConfig) -> list[str]:
+    """Why some candidate of the space could not be built or distilled; every branch and every end of a range is looked at."""
+    shape, messages = architecture_of(config), []
+    for candidate in search_space.each_branch(space):
+        messages += shape_mistakes(candidate.architecture, config)
+        start, rate = candidate.initialization, candidate.training.learning_rate
+        if start.layers not in LAYERS:
+            messages.append(f"initialization.layers: must be one of {', '.join(LAYERS)}; the value is {start.layers!r}; correct it")
+        if start.width not in WIDTHS:
+            messages.append(f"initialization.width: must be one of {', '.join(WIDTHS)}; the value is {start.width!r}; correct it")
+        if not isinstance(rate, int | float) or not 0 < rate < 1:
+            messages.append(f"training.learning_rate: must lie between 0 and 1; the value is {rate!r}; correct it")
+        if not messages:
+            messages += recipe_mistakes(candidate.distillation, Shapes(candidate.architecture, shape, config.num_labels))
+    return list(dict.fromkeys(messages))
+
+
+def limit_mistakes(limits: study_file.Limits, space: SearchSpace, config: PretrainedConfig) -> list[str]:
+    """Limits that not even the smallest student of the space can meet."""
+    count = cost.parameters(search_space.smallest(space).architecture, fixed_of(config))
+    rows = [("parameters", limits.parameters, count), ("megabytes", limits.megabytes, cost.weight_bytes(count) / 1e6)]
+    return [
+        f"limits.{name}: the smallest student of the space has {value:,.4g}, above the limit {limit:,.4g}; raise it or widen the space"
+        for name, limit, value in rows
+        if limit is not None and value > limit
+    ]
+
+
+def _space_path(name: str, base: Path) -> Path:
+    path = base / name
+    return path if path.exists() or not Path(name).exists() else Path(name)
+
+
+def _folder_mistakes(folder: Path) -> list[str]:
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not nearest.is_dir():
+        return [f"output folder: {nearest} is a file, not a folder; choose another with --out"]
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return [f"output folder: {folder} cannot be written (no permission in {nearest}); choose another with --out"]
+    return []
+
+

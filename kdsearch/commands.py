@@ -1,0 +1,200 @@
+"""What each command does, from files to files: the command line calls these, and so may a program."""
+
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+from transformers import AutoConfig
+
+from kdsearch import check, estimate, objective, records, search, teacher
+from kdsearch import export as exporting
+from kdsearch import guideline as guidelines
+from kdsearch.candidate import Candidate, from_dict
+from kdsearch.check import Study
+from kdsearch.display import Display, line
+from kdsearch.errors import UserError
+from kdsearch.objective import Bench
+from kdsearch.report import dashboard, front, html, study_folder, tables
+from kdsearch.students.baselines import baselines
+from kdsearch.students.families import architecture_of
+
+PACKAGES = ("kdsearch-distill", "torch", "transformers", "optuna", "datasets", "accelerate", "scikit-learn", "plotly")
+# What a study's trials depend on: a study is only resumed with these unchanged.
+IDENTITY = ("teacher", "task", "target", "limits", "proxy")
+
+
+def run_study(path: Path, out: Path | None = None, storage: str | None = None, overrides: dict[str, Any] | None = None) -> Path:
+    """Search, or go on with a search; the study's folder.
+
+    Raises:
+        UserError: a mistake in the input, another run of the same study, or a study made with other settings.
+    """
+    console, study = Console(soft_wrap=True), check.open_files(path, out, overrides)
+    check.refuse_unreachable(study, path)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(study.folder):
+        url = storage or default_storage(study.folder)
+        store = search.open_study(url, study.spec.name, fingerprint(study))
+        plan, hand_made = study.spec.search, _baselines(study)
+        with Display(console, plan, search.stored_records(store)) as display:
+            bench = objective.prepare(study.spec, study.space, study.base, list(hand_made.values()), display.progress)
+            search.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
+            _write_facts(study, bench)
+            console.print(_introduction(bench), highlight=False)
+            around = search.Surroundings(
+                study.space, bench.rows.majority, bench.facts["teacher"]["flops"], study.folder, lambda record: dashboard.note(record, bench.facts)
+            )
+
+            def evaluate(candidate: Candidate, seed: int, anyway: bool) -> records.Measurement:
+                return objective.evaluate(candidate, bench, seed, anyway, display.progress)
+
+            try:
+                search.search(store, around, evaluate, plan, hand_made, display)
+            finally:
+                _write_results(study.folder, store, console)
+    return study.folder
+
+
+def check_study(path: Path) -> None:
+    """Read both files, draw candidates, build them without weights, and say what would run and for about how long."""
+    console, study = Console(soft_wrap=True), check.open_files(path)
+    check.refuse_unreachable(study, path)
+    rows = estimate.describe(study)
+    for name, text in rows.items():
+        console.print(f"{name:<12}{text}", highlight=False)
+
+
+def rerun_trial(place: Path, trial: int) -> None:
+    """Evaluate a recorded candidate again and print both results."""
+    study, folder = _recorded(place)
+    record = _record(folder, trial)
+    candidate = from_dict(record.candidate)
+    console = Console(soft_wrap=True)
+    with Display(console, study.spec.search) as display:
+        bench = objective.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)
+        found = objective.evaluate(candidate, bench, record.seed, True, display.progress)
+    console.print(f"recorded: {line(record)}\n   again: {line(replace(record, measurement=found, duplicate_of=None))}", markup=False, highlight=False)
+
+
+def train_pick(place: Path, pick: str, steps: int | None = None) -> exporting.Export:
+    """Distil a pick at full length, export it, and write the report again.
+
+    Raises:
+        UserError: no such pick or trial.
+    """
+    study, folder = _recorded(place)
+    record = _record(folder, picked(folder, pick))
+    if steps:
+        study = replace(study, spec=study.spec.model_copy(update={"train": study.spec.train.model_copy(update={"steps": steps})}))
+    candidate, console = from_dict(record.candidate), Console(soft_wrap=True)
+    with Display(console, study.spec.search) as display:
+        bench = objective.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)
+        export = exporting.train(candidate, record.trial, bench, study.folder, display.progress)
+    html.write(study_folder.load(study.folder))
+    result = export.result
+    console.print(
+        f"trial {record.trial} after {result['steps']} steps: test accuracy {result['test_accuracy']:.4f} ± {result['test_accuracy_se']:.4f} "
+        f"(teacher {result['teacher_test_accuracy']:.4f}), {1 / result['latency_relative']:.2f}x faster\n{export.folder}",
+        highlight=False,
+    )
+    return export
+
+
+def write_guideline(place: Path) -> None:
+    """guideline.md and guideline.json of a study."""
+    folder = study_folder.load(place)
+    statements = guidelines.statements(folder.records)
+    records.write_text(folder.path / "guideline.md", guidelines.to_markdown(statements, folder.facts))
+    records.write_text(folder.path / "guideline.json", guidelines.to_json(statements, folder.facts))
+    Console(soft_wrap=True).print(folder.path / "guideline.md", highlight=False)
+
+
+def picked(folder: study_folder.StudyFolder, pick: str) -> int:
+    """The trial that a pick names: knee, fastest or best of the front, or a trial's number."""
+    picks = front.document(folder)["picks"]
+    if pick in picks:
+        return picks[pick]
+    if not pick.isdecimal():
+        raise UserError(f"--pick: must be {', '.join(picks) or '(the front is empty)'} or a trial's number; the value is {pick!r}")
+    return int(pick)
+
+
+def default_storage(folder: Path) -> str:
+    """SQLite in the study's folder: right for one controller."""
+    return f"sqlite:///{folder / 'study.db'}"
+
+
+def fingerprint(study: Study) -> dict[str, Any]:
+    """What must not change between the sessions of a study."""
+    spec = study.spec.model_dump(mode="json")
+    return {key: spec[key] for key in IDENTITY} | {"space": study.space.content, "seed": study.spec.search.seed}
+
+
+def _baselines(study: Study) -> dict[str, Candidate]:
+    config = AutoConfig.from_pretrained(teacher.source(study.spec.teacher, study.base))
+    return baselines(architecture_of(config)) if study.spec.search.baselines else {}
+
+
+def _recorded(place: Path) -> tuple[Study, study_folder.StudyFolder]:
+    """A study as it was run: from its folder, so that a file changed since does not matter."""
+    folder = study_folder.load(place)
+    return check.from_facts(folder.facts, folder.path), folder
+
+
+def _record(folder: study_folder.StudyFolder, trial: int) -> records.Record:
+    found = next((record for record in folder.records if record.trial == trial), None)
+    if found is None:
+        numbers = ", ".join(str(record.trial) for record in folder.records) or "none"
+        raise UserError(f"trial {trial}: is not recorded in {folder.path}; recorded: {numbers}")
+    return found
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"{folder}: another kdsearch is running this study; wait for it, or choose another folder with --out") from None
+
+
+def _write_facts(study: Study, bench: Bench) -> None:
+    facts = {
+        "name": study.spec.name,
+        "base": str(study.base),
+        "spec": study.spec.model_dump(mode="json"),
+        "space": study.space.content,
+        **bench.facts,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    records.write_text(study.folder / "study.json", json.dumps(facts, indent=2))
+
+
+def _introduction(bench: Bench) -> str:
+    teacher_facts, task = bench.facts["teacher"], bench.facts["task"]
+    return (
+        f"teacher   accuracy {teacher_facts['accuracy']:.3f} ± {teacher_facts['accuracy_se']:.3f}  {teacher_facts['latency_ms']:.1f} ms  "
+        f"{teacher_facts['parameters'] / 1e6:.1f}M parameters\n"
+        f"rows      {task['train']} train, {task['transfer']} transfer, {task['validation']} validation, {task['held_out']} held out, "
+        f"{task['test']} test (not looked at)"
+    )
+
+
+def _write_results(folder: Path, store: Any, console: Console) -> None:
+    """Everything that is made from the records; a search that was interrupted gets it too."""
+    loaded = study_folder.load(folder)
+    records.write_text(folder / "front.json", json.dumps(front.document(loaded), indent=2))
+    write_guideline(folder)
+    report = html.write(loaded)
+    dashboard.publish(store, loaded)
+    tables.show_front(loaded, console)
+    console.print(f"{folder / 'front.json'}\n{folder / 'trials.jsonl'}\n{report}", highlight=False)

@@ -1,0 +1,111 @@
+"""What a person sees while a search runs: one line per trial, and below it where it stands and how long it may take."""
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from kdsearch.candidate import Candidate, from_dict
+from kdsearch.records import COMPLETE, FAILED, Record
+from kdsearch.study_file import Search
+
+QUIET_SECONDS = 10.0
+
+
+class Display:
+    """A live line on a terminal; elsewhere (a log file) a plain line every ten seconds."""
+
+    def __init__(self, console: Console, plan: Search, known: Sequence[Record] = ()) -> None:
+        self.console, self.plan, self.known = console, plan, list(known)
+        self.trial = ""
+        self.started = self.printed = time.monotonic()
+        self.stage = ""
+        self.live = console.status("") if console.is_terminal else None
+
+    def __enter__(self) -> "Display":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """One step of a stage is done; the display decides whether to say so."""
+        now = time.monotonic()
+        share = f" {done}/{total}" if total > 1 else ""
+        text = " · ".join(part for part in (self.trial, f"{stage}{share}", self.standing()) if part)
+        if self.live:
+            self.live.update(escape(text))
+        elif stage != self.stage and not self.trial or now - self.printed > QUIET_SECONDS:
+            self.printed = now
+            self.console.print(f"  {escape(text)}", highlight=False)
+        self.stage = stage
+
+    def proposed(self, number: int, candidate: Candidate, baseline: str | None) -> None:
+        """A trial starts."""
+        self.started = time.monotonic()
+        self.trial = f"trial {number} of about {self.expected(number)}"
+        self.progress(baseline or in_words(candidate), 0, 1)
+
+    def found(self, record: Record, known: Sequence[Record]) -> None:
+        """A trial is over."""
+        self.known = list(known)
+        self.console.print(escape(line(record)), highlight=False)
+
+    def standing(self) -> str:
+        """The best student so far and the time left."""
+        done = [record for record in self.known if record.feasible]
+        parts = []
+        if done:
+            best = max(done, key=lambda record: record.measurement.accuracy or 0.0).measurement
+            parts.append(f"best so far {best.accuracy:.3f} at {1 / (best.latency_relative or 1):.1f}x")
+        if self.trial:
+            parts.append(f"{self.left() / 60:.1f} min left")
+        return " · ".join(parts)
+
+    def left(self) -> float:
+        """Seconds of the budget that remain, the running trial's counted."""
+        return max(0.0, self.plan.minutes * 60 - _spent(self.known) - (time.monotonic() - self.started))
+
+    def expected(self, number: int) -> int:
+        """About how many trials there will be, at the mean duration so far."""
+        fresh = [record for record in self.known if record.duplicate_of is None]
+        guess = number + 1
+        if fresh and _spent(fresh) > 0:
+            guess += int((self.plan.minutes * 60 - _spent(fresh)) / (_spent(fresh) / len(fresh)))
+        return min(guess, self.plan.trials) if self.plan.trials else max(guess, number + 1)
+
+
+def line(record: Record) -> str:
+    """A trial in one line."""
+    found, candidate = record.measurement, from_dict(record.candidate)
+    head = f"trial {record.trial:>3}  "
+    words = f"{in_words(candidate)}{f'  [baseline {record.baseline}]' if record.baseline else ''}"
+    if record.duplicate_of is not None:
+        return f"{head}the same student as trial {record.duplicate_of}: not trained again"
+    if found.state == FAILED:
+        return f"{head}failed: {found.reason}  ({words})"
+    if found.state != COMPLETE:
+        return f"{head}refused: {found.reason}  ({words})"
+    speed = f"{1 / (found.latency_relative or 1):.2f}x faster" if found.latency_relative else ""
+    over = "" if record.feasible else "  [over a limit]"
+    return (
+        f"{head}accuracy {found.accuracy:.3f} ± {found.accuracy_se:.3f}  {speed}  {(found.parameters or 0) / 1e6:.1f}M  "
+        f"{words}{over}  {found.seconds:.0f} s"
+    )
+
+
+def in_words(candidate: Candidate) -> str:
+    """A candidate in a few words: layers x width (heads), FFN, start, recipe."""
+    shape = candidate.architecture
+    return (
+        f"{shape.layers} x {shape.width} ({shape.heads} heads, ffn {shape.ffn}), {candidate.initialization.layers} layers, "
+        f"{candidate.distillation.name}, lr {candidate.training.learning_rate:.1g}"
+    )
+
+
+def _spent(known: Sequence[Record]) -> float:
+    return sum(record.measurement.seconds for record in known if record.duplicate_of is None)

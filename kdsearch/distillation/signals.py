@@ -1,0 +1,75 @@
+"""What a model tells on a batch, by name: ``logits``, ``hidden.K``, ``query.K``, ``key.K``, ``value.K`` of block K (0-indexed).
+
+``hidden.K`` is the output of block K, and ``hidden.embedding`` what enters block 0 (Hugging Face's list of hidden states starts with it).
+Queries, keys and values are seen by a function registered with transformers' AttentionInterface, in every family and without patching.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+from kdsearch.students.families import family_of
+from kdsearch.tasks.batches import Batch
+
+CAPTURE = "kdsearch_capture"
+PROJECTIONS = ("query", "key", "value")
+
+
+def observe(model: PreTrainedModel, batch: Batch, signals: frozenset[str]) -> dict[str, Tensor]:
+    """One forward pass; the named signals: logits [batch, classes], hidden [batch, seq, width], query/key/value [batch, heads, seq, head size]."""
+    wants_hidden = any(signal.startswith("hidden.") for signal in signals)
+    blocks = {int(signal.partition(".")[2]) for signal in signals if signal.startswith(PROJECTIONS)}
+    with capturing(model, blocks) as stores:
+        found = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=wants_hidden)
+    outputs: dict[str, Tensor] = {}
+    for signal in signals:
+        kind, _, block = signal.partition(".")
+        if kind == "logits":
+            outputs[signal] = found.logits
+        elif kind == "hidden":
+            outputs[signal] = found.hidden_states[0 if block == "embedding" else int(block) + 1]
+        else:
+            outputs[signal] = stores[int(block)][kind]
+    return outputs
+
+
+@contextmanager
+def capturing(model: PreTrainedModel, blocks: set[int]) -> Iterator[dict[int, dict[str, Tensor]]]:
+    """While open, a forward pass leaves q, k, v of these blocks in the yielded dictionaries; with no block asked for, nothing changes."""
+    stores: dict[int, dict[str, Tensor]] = {block: {} for block in blocks}
+    if not blocks:
+        yield stores
+        return
+    family, before = family_of(model.config), model.config._attn_implementation
+    modules = {block: model.get_submodule(f"{family.layer_path}.{block}.{family.attention_path}") for block in blocks}
+    model.set_attn_implementation(CAPTURE)
+    for block, module in modules.items():
+        module.captured = stores[block]  # pyright: ignore[reportArgumentType] - a plain attribute, not a parameter
+    try:
+        yield stores
+    finally:
+        for module in modules.values():
+            del module.captured
+        model.set_attn_implementation(before)
+
+
+def capture_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, dropout: float = 0.0, **_: object
+) -> tuple[Tensor, Tensor]:
+    """Attention by explicit matrix products (faster than SDPA under bf16 on a CPU), which leaves q, k, v where :func:`capturing` asks."""
+    store = getattr(module, "captured", None)
+    if store is not None:
+        store.update(query=query, key=key, value=value)
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.dropout(torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register(CAPTURE, capture_attention)
+AttentionMaskInterface.register(CAPTURE, eager_mask)

@@ -1,0 +1,81 @@
+"""What a study would run, and for about how long, from arithmetic and one probe of the machine; nothing is trained."""
+
+import time
+
+import numpy as np
+import torch
+from transformers import AutoConfig
+
+from kdsearch import cost, search_space, teacher
+from kdsearch.check import Study
+from kdsearch.search_space import Choice, Float, Int, OneOf
+from kdsearch.students.build import skeleton
+from kdsearch.students.families import architecture_of, fixed_of
+from kdsearch.tasks import batches, data
+
+CANDIDATES, SAMPLE_ROWS = 200, 500
+# Share of the matrix-product rate that a training step reaches, float32 on a CPU (measured; see benchmarks/naive.md).
+EFFICIENCY = 0.6
+
+
+def describe(study: Study) -> dict[str, str]:
+    """One line for each part of the study."""
+    spec, rate = study.spec, matrix_product_rate() * EFFICIENCY
+    config = AutoConfig.from_pretrained(teacher.source(spec.teacher, study.base), num_labels=2)
+    tokenizer, rows = teacher.load_tokenizer(spec.teacher, study.base), data.load(spec.task, study.base)
+    config.num_labels = len(rows.classes)
+    fixed, shape = fixed_of(config), architecture_of(config)
+    texts = rows.train.texts[:SAMPLE_ROWS]
+    mean_tokens = float(np.mean(batches.encode(tokenizer, texts, None, spec.task.max_length).lengths))
+
+    def per_token(architecture: object) -> float:
+        return cost.flops(architecture, fixed, 1, int(mean_tokens)) / mean_tokens  # pyright: ignore[reportArgumentType]
+
+    total = sum(len(part.texts) for part in (rows.train, rows.transfer, rows.validation, rows.held_out)) * mean_tokens
+    tuning = spec.teacher.fine_tune.epochs * len(rows.train.texts) * mean_tokens * 3 * per_token(shape) / rate if spec.teacher.fine_tune else 0.0
+    caching = total * per_token(shape) / rate
+    drawn = [search_space.sample(study.space, _picker(np.random.default_rng([spec.search.seed, i]))) for i in range(CANDIDATES)]
+    shapes = sorted({candidate.architecture for candidate in drawn}, key=lambda item: cost.parameters(item, fixed))
+    for architecture in (shapes[0], shapes[-1]):
+        skeleton(config, architecture)
+    kept = [item for item in drawn if spec.limits.parameters is None or cost.parameters(item.architecture, fixed) <= spec.limits.parameters]
+    tokens = spec.proxy.steps * spec.proxy.batch_tokens
+    trial = float(np.mean([tokens * 3 * per_token(item.architecture) / rate for item in kept])) if kept else 0.0
+    small, large = cost.parameters(shapes[0], fixed), cost.parameters(shapes[-1], fixed)
+    return {
+        "teacher": f"{spec.teacher.model}: {cost.parameters(shape, fixed) / 1e6:.1f}M parameters, {shape.layers} layers x {shape.width}",
+        "data": f"{len(rows.train.texts)} train, {len(rows.validation.texts)} validation, {len(rows.test.texts)} test, "
+        f"{len(rows.transfer.texts)} transfer, {len(rows.held_out.texts)} held out; classes {', '.join(rows.classes)}; {mean_tokens:.0f} tokens a row",
+        "space": f"{len(drawn)} candidates drawn, {len(shapes)} shapes, {small / 1e6:.1f}M to {large / 1e6:.1f}M parameters, all can be built; "
+        f"{len(drawn) - len(kept)} break limits.parameters",
+        "before": f"about {tuning / 60:.1f} min of fine-tuning and {caching / 60:.1f} min of caching, once (kept for later runs)",
+        "search": f"{spec.search.minutes:g} min with the {spec.search.sampler} sampler, {spec.proxy.steps} steps each: "
+        f"about {trial:.0f} s a candidate without limits, {spec.search.minutes * 60 / max(trial, 0.1):.0f} or more candidates",
+        "output": str(study.folder),
+    }
+
+
+def matrix_product_rate(size: int = 768, repeats: int = 5) -> float:
+    """Floating-point operations per second of a float32 matrix product on the CPU, the best of a few."""
+    left = torch.ones(size, size)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.matmul(left, left)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def _picker(random: np.random.Generator):  # noqa: ANN202
+    def pick(_: str, domain: Int | Float | Choice | OneOf) -> object:
+        match domain:
+            case Choice(values):
+                return values[random.integers(len(values))]
+            case OneOf(branches):
+                return list(branches)[random.integers(len(branches))]
+            case Int(low, high, step):
+                return int(low + step * random.integers((high - low) // step + 1))
+            case Float(low, high, log):
+                return float(np.exp(random.uniform(np.log(low), np.log(high)))) if log else float(random.uniform(low, high))
+
+    return pick

@@ -1,0 +1,104 @@
+"""Full training of a pick, and its export: a plain Hugging Face folder, loaded back and compared before it is called done."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from kdsearch import objective, records, teacher
+from kdsearch.candidate import Candidate
+from kdsearch.objective import Bench, scores, silent
+from kdsearch.distillation.loop import Progress
+from kdsearch.students.build import build
+from kdsearch.target.latency import measure
+from kdsearch.tasks import metrics
+
+LARGEST_DIFFERENCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported student: its folder and what was measured on it, as it stands in result.json."""
+
+    folder: Path
+    result: dict[str, Any]
+
+
+def train(candidate: Candidate, trial: int, bench: Bench, folder: Path, progress: Progress = silent) -> Export:
+    """Distil a candidate at full length, save it, load it back, compare, and look at the test rows once.
+
+    Raises:
+        RuntimeError: the folder that was written does not give the trained student's logits back.
+    """
+    start, spec = time.perf_counter(), bench.spec
+    student = build(bench.teacher, candidate, spec.search.seed)
+    objective.train(student, candidate, bench, spec.train, progress)
+    place = folder / "exports" / str(trial)
+    place.mkdir(parents=True, exist_ok=True)
+    student.cpu().save_pretrained(place / "model")
+    bench.tokenizer.save_pretrained(place / "model")
+    loaded = AutoModelForSequenceClassification.from_pretrained(place / "model", dtype=torch.float32).eval()
+    difference = round_trip(student, loaded)
+    if difference > LARGEST_DIFFERENCE:
+        raise RuntimeError(f"{place}: the saved student's logits differ by {difference:.2g} after loading; it must not be used")
+    latency = measure(loaded, bench.teacher, spec.target)
+    result = {
+        "trial": trial,
+        "steps": spec.train.steps,
+        **{f"validation_{name}": value for name, value in scores(loaded, bench).items()},
+        **_test(loaded, bench, "test_accuracy"),
+        **_test(bench.teacher, bench, "teacher_test_accuracy"),
+        "latency_ms": latency.ms,
+        "latency_relative": latency.relative,
+        "parameters": loaded.num_parameters(),
+        "round_trip_difference": difference,
+        "candidate": candidate.to_dict(),
+        "seconds": time.perf_counter() - start,
+    }
+    records.write_text(place / "result.json", json.dumps(result, indent=2))
+    records.write_text(place / "model" / "README.md", card(result, bench))
+    return Export(place / "model", result)
+
+
+@torch.inference_mode()
+def round_trip(student: PreTrainedModel, loaded: PreTrainedModel) -> float:
+    """Largest absolute difference of the two models' logits on seeded random token ids."""
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, student.config.vocab_size, (4, 16)))
+    return float((student(input_ids=ids).logits - loaded(input_ids=ids).logits).abs().max())
+
+
+def card(result: dict[str, Any], bench: Bench) -> str:
+    """The model card: what it is, how it was made, what was measured."""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+---
+# Student of {bench.spec.teacher.model}
+
+Distilled by kdsearch, study `{bench.spec.name}`, trial {result["trial"]}, {result["steps"]} steps.
+
+| | student | teacher |
+|---|---|---|
+| test accuracy | {result["test_accuracy"]:.4f} ± {result["test_accuracy_se"]:.4f} | \
+{result["teacher_test_accuracy"]:.4f} ± {result["teacher_test_accuracy_se"]:.4f} |
+| parameters | {result["parameters"]:,} | {bench.facts["teacher"]["parameters"]:,} |
+| latency relative to the teacher | {result["latency_relative"]:.3f} | 1 |
+
+± is one standard error. Latency: {bench.spec.target.model_dump()}.
+
+```json
+{json.dumps(result["candidate"], indent=2)}
+```
+"""
+
+
+def _test(model: PreTrainedModel, bench: Bench, name: str) -> dict[str, float]:
+    rows = bench.rows
+    logits = teacher.predict(model, rows.test, np.arange(len(rows.test)), rows.pad_id, bench.spec.target.device)
+    accuracy, error = metrics.accuracy(logits.argmax(1), rows.test.labels)
+    return {name: accuracy, f"{name}_se": error}

@@ -1,0 +1,176 @@
+"""Candidate --> Measurement: the only place that states the order of the stages."""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PretrainedConfig, PreTrainedModel
+
+from kdsearch import cost, teacher
+from kdsearch.candidate import Candidate
+from kdsearch.distillation.distil import distil
+from kdsearch.distillation.loop import Progress
+from kdsearch.distillation.strategies import Shapes, teacher_signals
+from kdsearch.records import COMPLETE, REFUSED, Measurement
+from kdsearch.search_space import SearchSpace, each_branch
+from kdsearch.students.build import build
+from kdsearch.students.families import architecture_of, fixed_of
+from kdsearch.study_file import Limits, StudySpec, Training
+from kdsearch.target.latency import Latency, measure
+from kdsearch.tasks import data, metrics, pool
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every trial of a study shares: the teacher, the rows, the teacher's cached outputs, and what is known of the teacher."""
+
+    spec: StudySpec
+    teacher: PreTrainedModel
+    tokenizer: Any
+    rows: pool.Pool
+    outputs: teacher.Outputs
+    facts: dict[str, Any]
+
+
+def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candidate], progress: Progress = silent) -> Bench:
+    """Load the data and the teacher (fine-tuned once), and compute the outputs that a candidate of the space, or one of ``extra``, can use."""
+    device, seed = spec.target.device, spec.search.seed
+    progress("reading the data", 0, 1)
+    tokenizer = teacher.load_tokenizer(spec.teacher, base)
+    rows = pool.build(data.load(spec.task, base), tokenizer, spec.task.max_length)
+    model, key = teacher.load(spec.teacher, base, rows, seed, device, progress)
+    outputs = teacher.outputs(model, key, rows, signals_of(space, extra, model.config), device, progress)
+    return Bench(spec, model, tokenizer, rows, outputs, _facts(spec, model, rows, outputs, key))
+
+
+def signals_of(space: SearchSpace, extra: list[Candidate], config: PretrainedConfig) -> frozenset[str]:
+    """What the teacher must tell so that every candidate can be distilled; logits always, since the divergence is measured on them."""
+    shape, wanted = architecture_of(config), {"logits"}
+    for candidate in [*each_branch(space), *extra]:
+        for layers in range(1, shape.layers + 1):
+            student = replace(candidate.architecture, layers=layers)
+            wanted |= teacher_signals(candidate.distillation, Shapes(student, shape, config.num_labels))
+    return frozenset(wanted)
+
+
+def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool = False, progress: Progress = silent) -> Measurement:
+    """Cost, limits, build, latency, limits, proxy distillation, scores. ``train_anyway`` trains a yardstick that breaks a limit.
+
+    What goes wrong in a stage is raised; the search records it and goes on.
+    """
+    start, spec = time.perf_counter(), bench.spec
+    counted = measured_cost(candidate, bench)
+    if (reason := broken(counted, spec.limits)) and not train_anyway:
+        return replace(counted, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
+    student = build(bench.teacher, candidate, seed)
+    timed = _with_latency(counted, measure(student, bench.teacher, spec.target, seed))
+    timed = replace(timed, violations=excess(timed, spec.limits))
+    if (reason := broken(timed, spec.limits)) and not train_anyway:
+        return replace(timed, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
+    train(student, candidate, bench, spec.proxy, progress)
+    found = scores(student, bench)
+    return replace(timed, state=COMPLETE, **found, steps=spec.proxy.steps, seconds=time.perf_counter() - start)
+
+
+def train(student: PreTrainedModel, candidate: Candidate, bench: Bench, training: Training, progress: Progress = silent) -> None:
+    """Distil a built student on the bench, in place."""
+    spec = bench.spec
+    shapes = Shapes(candidate.architecture, architecture_of(bench.teacher.config), bench.teacher.config.num_labels)
+    distil(student, candidate, shapes, bench.rows, bench.outputs.batch, training, spec.search.seed, spec.target.device, progress)
+
+
+def measured_cost(candidate: Candidate, bench: Bench) -> Measurement:
+    """What arithmetic knows of a candidate, before anything is built."""
+    fixed, target = fixed_of(bench.teacher.config), bench.spec.target
+    parameters = cost.parameters(candidate.architecture, fixed)
+    flops = cost.flops(candidate.architecture, fixed, target.batch_size, target.sequence_length)
+    counted = Measurement(state=REFUSED, parameters=parameters, flops=flops, bytes=cost.weight_bytes(parameters))
+    return replace(counted, violations=excess(counted, bench.spec.limits))
+
+
+def scores(student: PreTrainedModel, bench: Bench) -> dict[str, float]:
+    """Accuracy on validation, and mean KL(teacher || student) in nats on validation and held-out text, each with its standard error."""
+    rows, measuring = bench.rows, bench.rows.measuring
+    logits = teacher.predict(student, rows.encoded, measuring, rows.pad_id, bench.spec.target.device)
+    labelled = len(rows.validation)
+    accuracy, accuracy_se = metrics.accuracy(logits[:labelled].argmax(1), rows.encoded.labels[rows.validation])
+    divergence, divergence_se = metrics.mean(metrics.kl(bench.outputs.arrays["logits"][measuring], logits))
+    return {"accuracy": accuracy, "accuracy_se": accuracy_se, "divergence": divergence, "divergence_se": divergence_se}
+
+
+def excess(found: Measurement, limits: Limits) -> tuple[float, ...]:
+    """value / limit - 1 for each limit of the study, in the order of the study file's keys: above 0 where a limit is broken.
+
+    A latency that is not measured yet counts as at its limit (0), so that every trial has the same number of constraints.
+    """
+    pairs = _limited(found, limits)
+    return tuple(value / limit - 1 if value is not None else 0.0 for _, value, limit in pairs)
+
+
+def broken(found: Measurement, limits: Limits) -> str | None:
+    """Which limits a candidate breaks, in words; None when it breaks none."""
+    over = [f"{name} {value:.4g} exceeds the limit {limit:.4g}" for name, value, limit in _limited(found, limits) if value and value > limit]
+    return "; ".join(over) or None
+
+
+def _limited(found: Measurement, limits: Limits) -> list[tuple[str, float | None, float]]:
+    values = {
+        "latency_ms": found.latency_ms,
+        "latency_relative": found.latency_relative,
+        "parameters": found.parameters,
+        "megabytes": found.bytes / 1e6 if found.bytes else None,
+    }
+    return [(name, values[name], limit) for name, limit in limits.model_dump().items() if limit is not None]
+
+
+def _with_latency(found: Measurement, latency: Latency) -> Measurement:
+    return replace(
+        found,
+        latency_ms=latency.ms,
+        latency_ms_low=latency.ms_low,
+        latency_ms_high=latency.ms_high,
+        latency_relative=latency.relative,
+        latency_relative_low=latency.relative_low,
+        latency_relative_high=latency.relative_high,
+    )
+
+
+def _facts(spec: StudySpec, model: PreTrainedModel, rows: pool.Pool, outputs: teacher.Outputs, key: str) -> dict[str, Any]:
+    """What the reports say of the teacher and the task; its latency is timed against itself, so the ratio shows the noise."""
+    predicted = outputs.arrays["logits"][rows.validation].argmax(1)
+    accuracy, accuracy_se = metrics.accuracy(predicted, rows.encoded.labels[rows.validation])
+    latency = measure(model, model, spec.target)
+    shape, fixed = architecture_of(model.config), fixed_of(model.config)
+    parameters = cost.parameters(shape, fixed)
+    return {
+        "teacher": {
+            "model": spec.teacher.model,
+            "key": key,
+            "architecture": asdict(shape),
+            "accuracy": accuracy,
+            "accuracy_se": accuracy_se,
+            "latency_ms": latency.ms,
+            "latency_ms_low": latency.ms_low,
+            "latency_ms_high": latency.ms_high,
+            "parameters": parameters,
+            "flops": cost.flops(shape, fixed, spec.target.batch_size, spec.target.sequence_length),
+            "bytes": cost.weight_bytes(parameters),
+        },
+        "task": {
+            "classes": rows.classes,
+            "train": len(rows.train),
+            "transfer": len(rows.transfer),
+            "validation": len(rows.validation),
+            "held_out": len(rows.held_out),
+            "test": len(rows.test),
+            "majority": rows.majority,
+            "tokens_per_row": float(np.mean(rows.encoded.lengths)),
+            "key": rows.key,
+        },
+    }

@@ -1,0 +1,98 @@
+"""What a trial found: one JSON line each, in and out. Reports, guideline and re-runs read records and nothing else."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+COMPLETE, REFUSED, FAILED = "complete", "refused", "failed"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the objective measured on one candidate; what could not be measured is None.
+
+    Units: ``latency_*`` in milliseconds per batch, ``*_relative`` as a ratio to the teacher measured beside it, accuracy in [0, 1],
+    ``divergence`` the mean KL(teacher || student) in nats on held-out text, ``seconds`` of wall time, ``parameters`` and
+    ``flops`` (per forward pass of one batch) as counts, ``bytes`` of the saved weights.
+    """
+
+    state: str
+    reason: str | None = None
+    accuracy: float | None = None
+    accuracy_se: float | None = None
+    divergence: float | None = None
+    divergence_se: float | None = None
+    latency_ms: float | None = None
+    latency_ms_low: float | None = None
+    latency_ms_high: float | None = None
+    latency_relative: float | None = None
+    latency_relative_low: float | None = None
+    latency_relative_high: float | None = None
+    parameters: int | None = None
+    flops: float | None = None
+    bytes: int | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    violations: tuple[float, ...] = ()
+    traceback: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial: what was proposed, what was found. ``baseline`` names a hand-made student that every report compares with."""
+
+    trial: int
+    candidate: dict[str, Any]
+    measurement: Measurement
+    seed: int
+    baseline: str | None = None
+    duplicate_of: int | None = None
+
+    @property
+    def feasible(self) -> bool:
+        """Trained, and inside every limit of the study: what may stand on a front."""
+        found = self.measurement
+        return found.state == COMPLETE and all(violation <= 0 for violation in found.violations)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat plain data: the contract of ``trials.jsonl`` and ``front.json``."""
+        found = asdict(self.measurement)
+        found["violations"] = list(self.measurement.violations)
+        head = {"trial": self.trial, "baseline": self.baseline, "duplicate_of": self.duplicate_of}
+        return {**head, **found, "candidate": self.candidate, "seed": self.seed}
+
+
+def from_dict(data: dict[str, Any]) -> Record:
+    """Record from one line of ``trials.jsonl``; inverse of :meth:`Record.to_dict`. Unknown keys (of a later version) are ignored."""
+    found = {key: data[key] for key in Measurement.__dataclass_fields__ if key in data}
+    found["violations"] = tuple(found.get("violations", ()))
+    return Record(
+        trial=data["trial"],
+        candidate=data["candidate"],
+        measurement=Measurement(**found),
+        seed=data["seed"],
+        baseline=data.get("baseline"),
+        duplicate_of=data.get("duplicate_of"),
+    )
+
+
+def read(path: Path) -> list[Record]:
+    """Records of a ``trials.jsonl``, in file order."""
+    return [from_dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def write(path: Path, records: Iterable[Record]) -> None:
+    """All records, one JSON line each, written aside and renamed: a reader never sees half a file."""
+    write_text(path, "".join(json.dumps(record.to_dict()) + "\n" for record in records))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text in one step, so that a kill leaves the old text or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.replace(name, path)

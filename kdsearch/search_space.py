@@ -1,0 +1,264 @@
+"""search_spaces/*.yaml --> suggest(space, trial) --> Candidate. A domain may stand wherever a candidate has a value.
+
+    layers: {int: [1, 6]}                          whole number, ends included; optional step, log
+    learning_rate: {float: [1e-4, 1e-3], log: true}
+    heads: {choice: [2, 4, 12]}
+    one_of: {none: {...}, kd: {...}}               a named branch; only its own knobs are sampled
+
+A parameter is named by its key path, with the branch in it: ``distillation.kd.hard_weight`` exists in no other branch.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from kdsearch import yaml_file
+from kdsearch.candidate import Architecture, Candidate, Initialization, Training, from_dict
+from kdsearch.errors import UserError, unknown
+
+Tree = dict[str, Any]
+SECTIONS = {"architecture": Architecture, "initialization": Initialization, "distillation": None, "training": Training}
+SCALARS = (str, int, float, bool, type(None))
+
+
+class Trial(Protocol):
+    """What is used of Optuna's Trial, FixedTrial and FrozenTrial."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...  # noqa: D102
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...  # noqa: D102
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Int:
+    """Whole numbers from low to high, both included."""
+
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Float:
+    """Real numbers from low to high, uniform or (log) uniform in the exponent."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of these values; a list among them is sampled by its JSON text (Optuna's categories are scalars)."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of these named branches, each with domains of its own."""
+
+    branches: dict[str, Tree]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The domains of a search-space file; ``content`` is the file's own text as data, for the record."""
+
+    tree: Tree
+    content: dict[str, Any]
+
+
+def load(path: Path) -> SearchSpace:
+    """The space that a file describes.
+
+    Raises:
+        UserError: all mistakes of the file, each with its key path.
+    """
+    content = yaml_file.load(path)
+    try:
+        return parse(content)
+    except UserError as error:
+        raise UserError([f"{path}: {message}" for message in error.messages]) from None
+
+
+def parse(content: dict[str, Any]) -> SearchSpace:
+    """Space from nested plain data.
+
+    Raises:
+        UserError: all mistakes, each with its key path.
+    """
+    messages = [unknown("key", key, list(SECTIONS)) for key in content if key not in SECTIONS]
+    if "architecture" not in content:
+        messages.append("'architecture' is missing; add layers, heads, head_size and ffn_ratio")
+    tree: Tree = {}
+    for section, value in content.items():
+        if section in SECTIONS:
+            tree[section] = _parse(value, section, messages)
+            messages += _section_mistakes(section, tree[section])
+    if messages:
+        raise UserError(messages)
+    return SearchSpace(tree, content)
+
+
+def suggest(space: SearchSpace, trial: Trial) -> Candidate:
+    """A candidate of the space; what is drawn is asked of the trial, so a FixedTrial or FrozenTrial gives the same candidate back."""
+    return from_dict({section: _suggest(trial, section, value) for section, value in space.tree.items()})
+
+
+def sample(space: SearchSpace, pick: Callable[[str, Int | Float | Choice | OneOf], Any]) -> Candidate:
+    """A candidate whose values are given by ``pick(name, domain)``; for a OneOf it gives the branch's name."""
+    return from_dict({section: _sample(pick, section, value) for section, value in space.tree.items()})
+
+
+def smallest(space: SearchSpace) -> Candidate:
+    """The candidate with the lowest value of each architecture domain: no student of the space has fewer parameters."""
+    return sample(space, lambda _, domain: _lowest(domain))
+
+
+def each_branch(space: SearchSpace) -> Iterator[Candidate]:
+    """Candidates in which every branch and every choice of the space occurs at least once."""
+    seen: dict[str, Int | Float | Choice | OneOf] = {}
+
+    def note(name: str, domain: Int | Float | Choice | OneOf) -> Any:
+        seen.setdefault(name, domain)
+        return forced.get(name, _lowest(domain))
+
+    forced: dict[str, Any] = {}
+    yield sample(space, note)
+    done: set[str] = set()
+    while todo := [name for name in seen if name not in done]:
+        for name in todo:
+            done.add(name)
+            for value in _options(seen[name]):
+                forced = {**_branches_to(name, seen), name: value}
+                yield sample(space, note)
+
+
+def _branches_to(name: str, seen: dict[str, Any]) -> dict[str, str]:
+    """The branches that must be taken for a parameter to exist: its name starts with their path."""
+    wanted = {}
+    for other, domain in seen.items():
+        if isinstance(domain, OneOf):
+            wanted |= {other: branch for branch in domain.branches if name.startswith(f"{other}.{branch}.")}
+    return wanted
+
+
+def _options(domain: Int | Float | Choice | OneOf) -> list[Any]:
+    match domain:
+        case Choice(values):
+            return list(values)
+        case OneOf(branches):
+            return list(branches)
+        case _:
+            return [domain.low, domain.high]
+
+
+def _lowest(domain: Int | Float | Choice | OneOf) -> Any:
+    options = _options(domain)
+    return min(options) if all(isinstance(option, int | float) for option in options) else options[0]
+
+
+def _suggest(trial: Trial, name: str, value: Any) -> Any:
+    match value:
+        case Int(low, high, step, log):
+            return trial.suggest_int(name, low, high, step=step, log=log)
+        case Float(low, high, log):
+            return trial.suggest_float(name, low, high, log=log)
+        case Choice(values):
+            texts = {_category(item): item for item in values}
+            return texts[trial.suggest_categorical(name, list(texts))]
+        case OneOf(branches):
+            branch = trial.suggest_categorical(name, list(branches))
+            return {"name": branch, **_suggest(trial, f"{name}.{branch}", branches[branch])}
+        case dict():
+            return {key: _suggest(trial, f"{name}.{key}", item) for key, item in value.items()}
+        case _:
+            return value
+
+
+def _sample(pick: Callable[[str, Any], Any], name: str, value: Any) -> Any:
+    match value:
+        case OneOf(branches):
+            branch = pick(name, value)
+            return {"name": branch, **_sample(pick, f"{name}.{branch}", branches[branch])}
+        case Int() | Float() | Choice():
+            return pick(name, value)
+        case dict():
+            return {key: _sample(pick, f"{name}.{key}", item) for key, item in value.items()}
+        case _:
+            return value
+
+
+def _category(value: Any) -> Any:
+    return value if isinstance(value, SCALARS) else json.dumps(value)
+
+
+def _parse(value: Any, path: str, messages: list[str]) -> Any:
+    if not isinstance(value, dict):
+        if isinstance(value, SCALARS) or isinstance(value, list):
+            return value
+        messages.append(f"{path}: must be a number, a text, a list or a domain; the value is {value!r}")
+        return None
+    kinds = [kind for kind in ("int", "float", "choice", "one_of") if kind in value]
+    if not kinds:
+        return {str(key): _parse(item, f"{path}.{key}", messages) for key, item in value.items()}
+    kind, options = kinds[0], {key: item for key, item in value.items() if key != kinds[0]}
+    allowed = {"int": ("log", "step"), "float": ("log",), "choice": (), "one_of": ()}[kind]
+    messages += [f"{path}: {unknown(f'option of {kind}', key, allowed)}" for key in options if key not in allowed]
+    if kind == "one_of":
+        return _parse_one_of(value[kind], path, messages)
+    if kind == "choice":
+        return _parse_choice(value[kind], path, messages)
+    return _parse_range(kind, value[kind], {key: options[key] for key in allowed if key in options}, path, messages)
+
+
+def _parse_one_of(branches: Any, path: str, messages: list[str]) -> Any:
+    if not isinstance(branches, dict) or not branches or not all(isinstance(body, dict) for body in branches.values()):
+        messages.append(f"{path}: one_of must map the name of each branch to its knobs (an empty branch is {{}}); the value is {branches!r}")
+        return None
+    return OneOf({str(name): _parse(body, f"{path}.{name}", messages) for name, body in branches.items()})
+
+
+def _parse_choice(values: Any, path: str, messages: list[str]) -> Any:
+    if not isinstance(values, list) or not values:
+        messages.append(f"{path}: choice must be a list of at least one value; the value is {values!r}")
+        return None
+    if len({json.dumps(value) for value in values}) < len(values):
+        messages.append(f"{path}: a choice must not name a value twice; the value is {values!r}")
+    return Choice(tuple(values))
+
+
+def _parse_range(kind: str, ends: Any, options: dict[str, Any], path: str, messages: list[str]) -> Any:
+    numbers = (int,) if kind == "int" else (int, float)
+    if not (isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, numbers) and not isinstance(end, bool) for end in ends)):
+        messages.append(f"{path}: {kind} must be [low, high], two numbers of that type; the value is {ends!r}")
+        return None
+    if ends[0] > ends[1]:
+        messages.append(f"{path}: low must not exceed high; the value is {ends!r}; swap them")
+        return None
+    if options.get("log") and ends[0] <= 0:
+        messages.append(f"{path}: a log range must start above 0; the value is {ends!r}")
+        return None
+    if options.get("log") and options.get("step", 1) != 1:
+        messages.append(f"{path}: log and step exclude each other (Optuna); drop one")
+        return None
+    return Int(*ends, **options) if kind == "int" else Float(float(ends[0]), float(ends[1]), **options)
+
+
+def _section_mistakes(section: str, tree: Any) -> list[str]:
+    """Keys that a section does not have, and keys that it lacks. What a recipe may hold, distillation.strategies knows."""
+    kind = SECTIONS[section]
+    if kind is None:
+        return [] if isinstance(tree, dict | OneOf) else [f"{section}: must be a recipe or one_of several; the value is {tree!r}"]
+    if not isinstance(tree, dict):
+        return [f"{section}: must hold keys and values; the value is {tree!r}"]
+    names = [item.name for item in fields(kind)]
+    required = names if kind is Architecture else []
+    mistakes = [f"{section}: {unknown('key', key, names)}" for key in tree if key not in names]
+    return mistakes + [f"{section}.{key} is missing; add it" for key in required if key not in tree]

@@ -1,0 +1,25 @@
+"""A student from a candidate: a plain Hugging Face model that any transformers installation loads."""
+
+import torch
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from kdsearch.candidate import Architecture, Candidate
+from kdsearch.students.families import narrow
+from kdsearch.students.initialize import initialize
+
+
+def skeleton(teacher: PretrainedConfig, architecture: Architecture) -> PreTrainedModel:
+    """The student without weights (on the meta device): to check that it can be built and count its parameters."""
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(narrow(teacher, architecture))
+
+
+def build(teacher: PreTrainedModel, candidate: Candidate, seed: int) -> PreTrainedModel:
+    """The student, float32 on the CPU, started from the teacher as the candidate says; the seed decides what is random."""
+    logging.set_verbosity_error()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = AutoModelForSequenceClassification.from_config(narrow(teacher.config, candidate.architecture))
+    initialize(student, teacher, candidate.initialization)
+    return student.eval()

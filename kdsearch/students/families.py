@@ -1,0 +1,102 @@
+"""Model families that students can be made of. A family is data: which config fields are depth, width, heads and FFN, and what its tensors are.
+
+To add one: a row in FAMILIES; the tests in tests/students run over every row.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from kdsearch.candidate import Architecture
+from kdsearch.cost import Fixed
+from kdsearch.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of one model type. ``per_head`` are the projections whose rows are (head, head dimension), ``from_heads`` those whose columns are."""
+
+    layers: str
+    width: str
+    heads: str
+    ffn: str
+    encoder: str
+    layer_path: str
+    attention_path: str
+    embedding_path: str
+    per_head: tuple[str, ...]
+    from_heads: tuple[str, ...]
+
+
+FAMILIES = {
+    "bert": Family(
+        layers="num_hidden_layers",
+        width="hidden_size",
+        heads="num_attention_heads",
+        ffn="intermediate_size",
+        encoder="bert",
+        layer_path="bert.encoder.layer",
+        attention_path="attention.self",
+        embedding_path="bert.embeddings.word_embeddings",
+        per_head=("attention.self.query", "attention.self.key", "attention.self.value"),
+        from_heads=("attention.output.dense",),
+    ),
+}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The family of a model config.
+
+    Raises:
+        UserError: the model type is not known.
+    """
+    if config.model_type not in FAMILIES:
+        raise UserError(
+            f"teacher.model: {unknown('model type', config.model_type, list(FAMILIES))}; to add one, write its row in kdsearch/students/families.py"
+        )
+    return FAMILIES[config.model_type]
+
+
+def architecture_of(config: PretrainedConfig) -> Architecture:
+    """The shape of a model, as a student's would be written."""
+    family = family_of(config)
+    width, heads = getattr(config, family.width), getattr(config, family.heads)
+    return Architecture(getattr(config, family.layers), heads, width // heads, getattr(config, family.ffn) / width)
+
+
+def fixed_of(config: PretrainedConfig) -> Fixed:
+    """What every student keeps of its teacher's config."""
+    return Fixed(config.vocab_size, config.max_position_embeddings, config.type_vocab_size, config.num_labels)
+
+
+def narrow(config: PretrainedConfig, architecture: Architecture) -> PretrainedConfig:
+    """The teacher's config with the student's depth, width, heads and FFN size."""
+    family = family_of(config)
+    changed: dict[str, Any] = config.to_dict()
+    changed |= {
+        family.layers: architecture.layers,
+        family.width: architecture.width,
+        family.heads: architecture.heads,
+        family.ffn: architecture.ffn,
+    }
+    return type(config).from_dict(changed)
+
+
+def mistakes(architecture: Architecture, config: PretrainedConfig) -> list[str]:
+    """Why no student of this shape can be cut out of this teacher; empty when one can. Rule, value and fix each."""
+    teacher = architecture_of(config)
+    numbers = {
+        "layers": (architecture.layers, teacher.layers),
+        "heads": (architecture.heads, teacher.heads),
+        "head_size": (architecture.head_size, None),
+        "heads x head_size": (architecture.width, teacher.width),
+        "ffn_ratio": (architecture.ffn_ratio, None),
+    }
+    messages = []
+    for name, (value, most) in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            messages.append(f"architecture.{name}: must be a number above 0; the value is {value!r}; correct the search space")
+        elif most is not None and value > most:
+            messages.append(f"architecture.{name}: must not exceed the teacher's {most}; the value is {value}; lower it in the search space")
+    return messages

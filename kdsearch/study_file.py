@@ -1,0 +1,187 @@
+"""studies/*.yaml --> StudySpec: every key has a default that is right for most; all mistakes are reported together, by key path."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdsearch import yaml_file
+from kdsearch.errors import UserError, unknown
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A mapping of the study file: unknown keys are errors, values are not coerced from other types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class FineTune(Section):
+    """How the teacher is fine-tuned on the task, once."""
+
+    epochs: Positive = 3
+    learning_rate: Positive = 5e-5
+    freeze_embeddings: bool = True
+
+
+class Teacher(Section):
+    """The model to distil: a Hub id, a local folder or package://PACKAGE/FOLDER."""
+
+    model: str
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    fine_tune: FineTune | None = FineTune()
+
+
+class Transfer(Section):
+    """Texts without labels that students are distilled on beside the labelled ones; a held-out part measures the divergence."""
+
+    data: str
+    where: dict[str, str | int | bool] = {}
+    text: str = "text"
+    sentences: bool = False
+    train: Count = 10_000
+    held_out: Count = 4_000
+
+
+class Split(Section):
+    """Shares of the labelled rows, stratified by label."""
+
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.125
+    test: Annotated[float, Field(gt=0, lt=0.5)] = 0.125
+    seed: int = 0
+
+
+class Task(Section):
+    """The labelled data: a Hub name or a csv, json, jsonl or parquet file; ``where`` keeps the rows with these column values."""
+
+    type: Literal["text-classification"] = "text-classification"
+    data: str
+    where: dict[str, str | int | bool] = {}
+    text: str = "text"
+    label: str = "label"
+    max_length: Annotated[int, Field(ge=8)] = 128
+    rows: Count | None = None
+    split: Split = Split()
+    transfer: Transfer | None = None
+
+
+class Target(Section):
+    """Where the student will run; latency is measured there, on one batch of full-length sequences."""
+
+    runtime: Literal["torch"] = "torch"
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: Count = 1
+    batch_size: Count = 1
+    sequence_length: Annotated[int, Field(ge=2)] = 32
+
+
+class Limits(Section):
+    """What a student must not exceed; checked on the untrained student."""
+
+    latency_ms: Positive | None = None
+    latency_relative: Positive | None = None
+    parameters: Count | None = None
+    megabytes: Positive | None = None
+
+
+class Training(Section):
+    """How long and on what a student is distilled. One batch holds about ``batch_tokens`` tokens."""
+
+    steps: Count = 300
+    batch_tokens: Annotated[int, Field(ge=64)] = 1024
+    transfer_share: Share = 0.5
+    warmup: Share = 0.1
+    train_embeddings: bool = False
+
+
+class FullTraining(Training):
+    """The full distillation of a pick by ``kdsearch train``."""
+
+    steps: Count = 3000
+
+
+class Search(Section):
+    """How candidates are proposed, and when the search ends: by minutes of search, or by trials, whichever comes first."""
+
+    sampler: Literal["tpe", "nsga2", "gp", "random"] = "tpe"
+    minutes: Positive = 30
+    trials: Count | None = None
+    startup_trials: Count = 10
+    seed: int = 0
+    baselines: bool = True
+    max_failures_in_a_row: Count = 5
+
+
+class StudySpec(Section):
+    """A whole study file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    teacher: Teacher
+    task: Task
+    target: Target = Target()
+    limits: Limits = Limits()
+    space: str
+    proxy: Training = Training()
+    train: FullTraining = FullTraining()
+    search: Search = Search()
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The sections of a study file that are right, and a message for every mistake in the others.
+
+    Sections are validated one by one, so that a typo in one does not hide a mistake in the next.
+
+    Raises:
+        UserError: the file cannot be read as YAML at all.
+    """
+    raw = yaml_file.load(path)
+    raw.setdefault("name", path.stem)
+    fields = StudySpec.model_fields
+    messages = [f"{path}: {unknown('key', key, list(fields))}" for key in raw if key not in fields]
+    messages += [f"{path}: '{key}' is missing; add it" for key, info in fields.items() if info.is_required() and key not in raw]
+    right: dict[str, Any] = {}
+    for key in fields:
+        if key not in raw:
+            continue
+        stub = {"name": "x", "teacher": {"model": "x"}, "task": {"data": "x"}, "space": "x", key: raw[key]}
+        try:
+            right[key] = getattr(StudySpec.model_validate(stub), key)
+        except ValidationError as error:
+            messages += [f"{path}: {_explain(item)}" for item in error.errors()]
+    return right, messages
+
+
+def load(path: Path) -> StudySpec:
+    """The study that a file describes.
+
+    Raises:
+        UserError: all mistakes of the file, each with its key path, the rule, the value and the fix.
+    """
+    right, messages = read(path)
+    if messages:
+        raise UserError(messages)
+    return StudySpec(**right)
+
+
+def _explain(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        parent, _, key = where.rpartition(".")
+        return f"{parent}: {unknown('key', key, _keys_at(item['loc'][:-1]))}"
+    if item["type"] == "missing":
+        return f"{where} is missing; add it"
+    value = item["input"]
+    rule = item["msg"][0].lower() + item["msg"][1:]
+    return f"{where}: {rule.removeprefix('input ')}; the value is {value!r} ({type(value).__name__}); change it"
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    section: Any = StudySpec
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(section.model_fields)

@@ -1,0 +1,1 @@
+"""The machine that the student will run on: its runtime, and latency as its user would feel it."""

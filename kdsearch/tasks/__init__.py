@@ -1,0 +1,1 @@
+"""Datasets --> seeded splits --> tokenised, length-bucketed batches; metrics with standard errors."""

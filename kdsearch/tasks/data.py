@@ -1,0 +1,177 @@
+"""Rows of a data file or a Hub data set, split once by seed: train, validation, test, and unlabelled transfer text."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import ClassLabel, Dataset
+from sklearn.model_selection import train_test_split
+
+from kdsearch.errors import UserError, unknown
+from kdsearch.resources import looks_local, resolve
+from kdsearch.study_file import Task, Transfer
+
+LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
+MARKUP = re.compile(r"<[^>]{1,20}>")
+SENTENCE_WORDS = (4, 60)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts, with the class index of each or no labels at all."""
+
+    texts: list[str]
+    labels: list[int] | None
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's texts. ``classes`` names the label of each class index; ``majority`` is the share of the largest class."""
+
+    classes: list[str]
+    train: Rows
+    validation: Rows
+    test: Rows
+    transfer: Rows
+    held_out: Rows
+
+    @property
+    def majority(self) -> float:
+        """Accuracy of always answering the most frequent class of the validation rows: the floor of every front."""
+        return float(np.bincount(self.validation.labels or [0]).max() / max(1, len(self.validation.texts)))
+
+
+def load(task: Task, base: Path) -> TaskData:
+    """Read, filter and split the task's data; the same seed gives the same rows.
+
+    Raises:
+        UserError: a file or a column that is missing, no row left by ``where``, fewer than two classes, a class too small to split.
+    """
+    rows = _keep(read(task.data, base), task.where, "task")
+    _need_columns(rows, [task.text, task.label], "task", task.data)
+    texts, labels, classes = _labelled(rows, task)
+    if task.rows is not None and task.rows < len(texts):
+        texts, _, labels, _ = train_test_split(texts, labels, train_size=task.rows, stratify=labels, random_state=task.split.seed)
+    split = task.split
+    held = split.validation + split.test
+    train, rest, train_labels, rest_labels = train_test_split(texts, labels, test_size=held, stratify=labels, random_state=split.seed)
+    share = split.test / held
+    validation, test, val_labels, test_labels = train_test_split(
+        rest, rest_labels, test_size=share, stratify=rest_labels, random_state=split.seed
+    )
+    transfer, held_out = _transfer(task.transfer, base, split.seed, known=set(texts)) if task.transfer else ([], [])
+    return TaskData(
+        classes,
+        Rows(train, train_labels),
+        Rows(validation, val_labels),
+        Rows(test, test_labels),
+        Rows(transfer, None),
+        Rows(held_out, None),
+    )
+
+
+def read(name: str, base: Path) -> Dataset:
+    """The rows behind a name: a local or packaged file by its ending, else the ``train`` split of a Hub data set (``name`` or ``name:config``).
+
+    Raises:
+        UserError: no such file, an ending that is not known, or a data set that cannot be loaded.
+    """
+    datasets.disable_progress_bars()
+    path = resolve(name, base)
+    if path is None and looks_local(name):
+        raise UserError(f"data: '{name}' does not exist (looked in {base} and {Path.cwd()}); correct the path")
+    if path is not None and path.suffix not in LOADERS:
+        raise UserError(f"data: '{name}' must end in one of {', '.join(LOADERS)}; convert it, or name a Hub data set")
+    try:
+        if path is None:
+            hub, _, config = name.partition(":")
+            return datasets.load_dataset(hub, config or None, split="train")  # pyright: ignore[reportReturnType]
+        extra = {"sep": "\t"} if path.suffix == ".tsv" else {}
+        return datasets.load_dataset(LOADERS[path.suffix], data_files=str(path), split="train", **extra)  # pyright: ignore
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"data: '{name}' could not be loaded ({type(error).__name__}: {reason}); check the name and the file") from None
+
+
+def mistakes(task: Task, base: Path) -> list[str]:
+    """What :func:`load` would refuse, for the task and its transfer text, all at once."""
+    messages: list[str] = []
+    parts = [("task", task.data, task.where, [task.text, task.label])]
+    if task.transfer:
+        parts.append(("task.transfer", task.transfer.data, task.transfer.where, [task.transfer.text]))
+    for key, name, where, columns in parts:
+        try:
+            rows = read(name, base)
+            _need_columns(rows, [*columns, *where], key, name)
+            rows = _keep(rows, where, key)
+            if key == "task":
+                _labelled(rows, task)
+        except UserError as error:
+            messages += [message if message.startswith(key) else f"{key}.{message}" for message in error.messages]
+    return messages
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a longer text, markup removed, those of 4 to 60 words."""
+    low, high = SENTENCE_WORDS
+    pieces = SENTENCE_END.split(MARKUP.sub(" ", text))
+    return [" ".join(piece.split()) for piece in pieces if low <= len(piece.split()) <= high]
+
+
+def _need_columns(rows: Dataset, columns: list[str], key: str, name: str) -> None:
+    messages = [f"{key}: {name}: {unknown('column', column, rows.column_names)}" for column in columns if column not in rows.column_names]
+    if messages:
+        raise UserError(messages)
+
+
+def _keep(rows: Dataset, where: dict[str, Any], key: str) -> Dataset:
+    for column, value in where.items():
+        _need_columns(rows, [column], key, "where")
+        kept = np.flatnonzero([item == value for item in rows[column]])
+        if len(kept) == 0:
+            found = sorted({str(item) for item in rows[column][:5000]})[:5]
+            raise UserError(f"{key}.where: no row has {column} = {value!r}; the column holds {', '.join(found)} ...")
+        rows = rows.select(kept)
+    return rows
+
+
+def _labelled(rows: Dataset, task: Task) -> tuple[list[str], list[int], list[str]]:
+    values, texts = list(rows[task.label]), list(rows[task.text])
+    keep = [i for i, (text, value) in enumerate(zip(texts, values, strict=True)) if text and str(text).strip() and value is not None]
+    feature = rows.features[task.label]
+    names = feature.names if isinstance(feature, ClassLabel) else None
+    kinds = list(range(len(names))) if names else sorted({values[i] for i in keep}, key=lambda item: (str(type(item)), item))
+    if not 2 <= len(kinds) <= 1000:
+        raise UserError(f"task.label: a classification needs 2 to 1000 classes; column '{task.label}' has {len(kinds)}; name another column")
+    index = {kind: i for i, kind in enumerate(kinds)}
+    labels = [index[values[i]] for i in keep]
+    counts = np.bincount(labels, minlength=len(kinds))
+    small = [f"{kinds[i]!r} ({counts[i]})" for i in np.flatnonzero(counts * min(task.split.validation, task.split.test) < 1)]
+    if small:
+        raise UserError(f"task.label: each class needs a row in validation and in test; too few rows of {', '.join(small)}; drop or merge them")
+    return [str(texts[i]) for i in keep], labels, [str(kind) for kind in (names or kinds)]
+
+
+def _transfer(spec: Transfer, base: Path, seed: int, known: set[str]) -> tuple[list[str], list[str]]:
+    """Held-out texts first, then texts to distil on, from different rows; none of them stands among the labelled texts."""
+    rows = _keep(read(spec.data, base), spec.where, "task.transfer")
+    _need_columns(rows, [spec.text], "task.transfer", spec.data)
+    column, seen, drawn, row_of = rows[spec.text], set(known), [], []
+    wanted = spec.train + spec.held_out
+    for row in np.random.default_rng(seed).permutation(len(rows)).tolist():
+        for text in sentences(column[row]) if spec.sentences else [column[row]]:
+            if text and text not in seen:
+                seen.add(text)
+                drawn.append(text)
+                row_of.append(row)
+        if len(drawn) > wanted:
+            break
+    border = min(spec.held_out, max(1, round(len(drawn) * spec.held_out / wanted)))
+    first = border
+    while first < len(drawn) and row_of[first] == row_of[border - 1]:
+        first += 1
+    return drawn[first : first + spec.train], drawn[:border]

@@ -1,0 +1,229 @@
+"""The teacher: loaded or fine-tuned once, its outputs computed once per study; both on disk, keyed by the content they come from."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from kdsearch.distillation.loop import Progress, accelerator, fit
+from kdsearch.distillation.signals import observe
+from kdsearch.errors import UserError
+from kdsearch.resources import cache_folder, file_sha256, looks_local, resolve
+from kdsearch.students.families import family_of
+from kdsearch.study_file import Teacher
+from kdsearch.tasks.batches import Batch, Encoded, bucket, collate, stream
+from kdsearch.tasks.pool import Pool
+
+CACHE_VERSION = 1
+FORWARD_TOKENS, TRAIN_TOKENS = 2048, 1024
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+def mistakes(spec: Teacher, base: Path) -> list[str]:
+    """Why a teacher cannot be used: no such folder, not a model folder, an unknown model type, other weights than the pinned ones."""
+    try:
+        path = resolve(spec.model, base)
+    except UserError as error:
+        return [f"teacher.model: {message}" for message in error.messages]
+    if path is None:
+        if looks_local(spec.model):
+            return [f"teacher.model: '{spec.model}' does not exist (looked in {base} and {Path.cwd()}); correct the path"]
+        return [] if spec.sha256 is None else ["teacher.sha256: can be checked for a local or packaged model only; remove it"]
+    missing = [name for name in ("config.json",) if not (path / name).is_file()]
+    weights = [path / name for name in WEIGHTS if (path / name).is_file()]
+    if missing or not weights:
+        lacks = " and ".join([*missing, *([] if weights else [WEIGHTS[0]])])
+        return [f"teacher.model: '{spec.model}' is not a Hugging Face model folder: it lacks {lacks}; name a folder made by save_pretrained"]
+    messages = []
+    try:
+        family_of(AutoConfig.from_pretrained(path))
+    except UserError as error:
+        messages += error.messages
+    except (ValueError, OSError) as error:
+        messages.append(f"teacher.model: '{spec.model}' has a config.json that transformers cannot read: {' '.join(str(error).split())[:200]}")
+    if spec.sha256 and (found := file_sha256(weights[0])) != spec.sha256:
+        messages.append(f"teacher.sha256: {weights[0].name} has {found}, the study pins {spec.sha256}; use that model, or change the pin")
+    return messages
+
+
+def source(spec: Teacher, base: Path) -> str:
+    """What transformers loads: the local folder, or the Hub id."""
+    return str(resolve(spec.model, base) or spec.model)
+
+
+def load_tokenizer(spec: Teacher, base: Path) -> Any:
+    """The teacher's tokenizer."""
+    return AutoTokenizer.from_pretrained(source(spec, base))
+
+
+def load(spec: Teacher, base: Path, pool: Pool, seed: int, device: str, progress: Progress) -> tuple[PreTrainedModel, str]:
+    """The teacher on the task, float32, in evaluation mode, and the content hash that names it.
+
+    It is fine-tuned when the study asks for that and no earlier run has kept it; model, rows and settings make its key.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    name = source(spec, base)
+    model = _classifier(name, pool.classes)
+    settings = spec.fine_tune.model_dump() if spec.fine_tune else None
+    key = _digest(_weights_key(model), pool.key if settings else "", json.dumps(settings, sort_keys=True), str(seed if settings else 0))
+    if spec.fine_tune is None:
+        return model.eval(), key
+    folder = cache_folder() / "teachers" / key
+    if not (folder / "config.json").is_file():
+        _fine_tune(model, spec, pool, seed, device, progress)
+        with written_aside(folder) as aside:
+            model.save_pretrained(aside)
+            load_tokenizer(spec, base).save_pretrained(aside)
+    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval(), key
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A teacher's cached outputs over a pool: per signal one flat memory-mapped array, per row (logits) or per token."""
+
+    arrays: dict[str, np.ndarray]
+    offsets: np.ndarray
+
+    def batch(self, signals: frozenset[str], batch: Batch) -> dict[str, Tensor]:
+        """The named signals of a batch's rows: logits [batch, classes], others [batch, seq, width], zero in padding."""
+        width, device = batch.input_ids.shape[1], batch.input_ids.device
+        starts, ends = self.offsets[batch.rows], self.offsets[batch.rows + 1]
+        places = np.minimum(starts[:, None] + np.arange(width)[None, :], ends[:, None] - 1)
+        found: dict[str, Tensor] = {}
+        for signal in signals:
+            if signal == "logits":
+                found[signal] = torch.from_numpy(self.arrays[signal][batch.rows]).to(device)
+                continue
+            values = torch.from_numpy(self.arrays[signal][places]).view(torch.bfloat16).to(device)
+            found[signal] = values * batch.attention_mask[:, :, None]
+        return found
+
+
+def outputs(model: PreTrainedModel, key: str, pool: Pool, signals: frozenset[str], device: str, progress: Progress) -> Outputs:
+    """The teacher's outputs over the pool: read from disk when they are there, else computed in one pass and kept.
+
+    Logits are float32, everything else bfloat16; a folder is written aside and renamed, so it is whole or absent.
+    """
+    folder = cache_folder() / "outputs" / _digest(key, pool.key, *sorted(signals), str(CACHE_VERSION))
+    if not folder.is_dir():
+        with written_aside(folder) as aside:
+            _compute(model, pool, signals, aside, device, progress)
+    arrays = {signal: np.load(folder / f"{signal}.npy", mmap_mode="r+" if signal != "logits" else None) for signal in signals}
+    return Outputs(arrays, pool.encoded.offsets)
+
+
+def predict(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, pad_id: int, device: str) -> np.ndarray:
+    """Logits [rows, classes] of a model over some rows, in the order of ``rows``."""
+    position = {int(row): place for place, row in enumerate(rows)}
+    found = np.zeros((len(rows), model.config.num_labels), dtype=np.float32)
+    for batch, answer in forward(model, encoded, rows, pad_id, frozenset({"logits"}), device):
+        found[[position[int(row)] for row in batch.rows]] = answer["logits"].float().cpu().numpy()
+    return found
+
+
+def forward(
+    model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, pad_id: int, signals: frozenset[str], device: str
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """Inference over rows in length buckets."""
+    helper = accelerator(device)
+    model.to(helper.device).eval()
+    for some in bucket(rows, encoded.lengths, FORWARD_TOKENS):
+        batch = collate(encoded, some, pad_id, helper.device)
+        with torch.inference_mode(), helper.autocast():
+            answer = observe(model, batch, signals)
+        yield batch, answer
+
+
+@contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``folder`` when all is written; a kill leaves no half of it under that name."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        yield aside
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _classifier(name: str, classes: list[str]) -> PreTrainedModel:
+    labels = {"num_labels": len(classes), "id2label": dict(enumerate(classes)), "label2id": {label: i for i, label in enumerate(classes)}}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, attn_implementation="eager", **labels)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"teacher.model: '{name}' cannot be loaded as a classifier of {len(classes)} classes: {str(error)[:300]}") from None
+    family_of(model.config)
+    return model
+
+
+def _fine_tune(model: PreTrainedModel, spec: Teacher, pool: Pool, seed: int, device: str, progress: Progress) -> None:
+    """Cross-entropy on the task's train rows, in place; dropout off, word embeddings frozen unless the study wants otherwise."""
+    settings, helper = spec.fine_tune, accelerator(device)
+    assert settings is not None
+    family = family_of(model.config)
+    model.get_submodule(family.embedding_path).requires_grad_(not settings.freeze_embeddings)
+    nothing = np.zeros(0, dtype=np.int64)
+    an_epoch = len(bucket(pool.train, pool.encoded.lengths, TRAIN_TOKENS))
+    steps = math.ceil(settings.epochs * an_epoch)
+    rows = stream(pool.train, nothing, pool.encoded.lengths, TRAIN_TOKENS, 0.0, seed)
+    model.to(helper.device).eval()
+    batches = (collate(pool.encoded, some, pool.pad_id, helper.device) for some in rows)
+
+    def loss_of(batch: Batch, _: int) -> Tensor:
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        return nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+
+    fit([model], loss_of, batches, steps, settings.learning_rate, 0.1, device, lambda step: progress("fine-tuning the teacher", step, steps))
+    model.requires_grad_(True).cpu()
+
+
+def _compute(model: PreTrainedModel, pool: Pool, signals: frozenset[str], folder: Path, device: str, progress: Progress) -> None:
+    rows, encoded = np.arange(len(pool.encoded)), pool.encoded
+    files: dict[str, np.ndarray] = {}
+    total, done = int(encoded.offsets[-1]), 0
+    for batch, answer in forward(model, encoded, rows, pool.pad_id, signals, device):
+        tokens = batch.attention_mask.bool()
+        places = np.concatenate([np.arange(encoded.offsets[row], encoded.offsets[row + 1]) for row in batch.rows])
+        for signal, values in answer.items():
+            if signal == "logits":
+                flat, where, size = values.float().cpu().numpy(), batch.rows, len(rows)
+            else:
+                merged = values.transpose(1, 2).flatten(2) if values.ndim == 4 else values
+                flat, where, size = merged[tokens].to(torch.bfloat16).cpu().view(torch.int16).numpy(), places, total
+            if signal not in files:
+                files[signal] = np.lib.format.open_memmap(folder / f"{signal}.npy", mode="w+", dtype=flat.dtype, shape=(size, flat.shape[1]))
+            files[signal][where] = flat
+        done += len(places)
+        progress("caching the teacher's outputs", done, total)
+    for file in files.values():
+        file.flush()  # pyright: ignore[reportAttributeAccessIssue] - a memmap
+
+
+def _weights_key(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256(model.config.to_json_string().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()[:24]
