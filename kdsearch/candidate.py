@@ -118,6 +118,8 @@ def _canonical(value: Any) -> Any:
     """Equal numbers get equal text: 1 and 1.0 are the same knob."""
     if isinstance(value, dict):
         return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value

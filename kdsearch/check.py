@@ -84,7 +84,8 @@ def refuse_unreachable(study: Study, path: Path) -> None:
     found = measure(*models, study.spec.target)
     rows = [("latency_ms", limits.latency_ms, found.ms_low), ("latency_relative", limits.latency_relative, found.relative_low)]
     messages = [
-        f"{path}: limits.{name}: the smallest student of the space takes {value:.3g}, above the limit {limit:.3g}; raise it or widen the space"
+        f"{path}: limits.{name}: the smallest student of the space takes {value:.3g}, above the limit {limit:.3g}; "
+        "raise it or widen the space"
         for name, limit, value in rows
         if limit is not None and value > limit
     ]
@@ -132,5 +133,3 @@ def _folder_mistakes(folder: Path) -> list[str]:
     if not os.access(nearest, os.W_OK | os.X_OK):
         return [f"output folder: {folder} cannot be written (no permission in {nearest}); choose another with --out"]
     return []
-
-

@@ -70,7 +70,9 @@ def rerun(study: StudyPlace, trial: Annotated[int, typer.Argument(help="Number o
 @app.command()
 def train(
     study: StudyPlace,
-    pick: Annotated[str, typer.Option(metavar="knee|fastest|best|TRIAL", help="Which student of the front, or any trained trial.")] = "knee",
+    pick: Annotated[
+        str, typer.Option(metavar="knee|fastest|best|TRIAL", help="Which student of the front, or any trained trial.")
+    ] = "knee",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the full distillation, instead of the study file's.")] = None,
 ) -> None:
     """Distil a pick at full length and export it as a Hugging Face folder."""
@@ -80,12 +82,14 @@ def train(
 
 
 @app.command()
-def guideline(studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Folders or files of one or several studies.")]) -> None:
+def guideline(
+    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Folders or files of one or several studies.")],
+) -> None:
     """Write what the trials show about each axis, with evidence: guideline.md and guideline.json."""
     from kdsearch.commands import write_guideline
 
     for study in studies:
-        write_guideline(study)
+        typer.echo(write_guideline(study))
 
 
 @app.command()

@@ -50,7 +50,11 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
             _write_facts(study, bench)
             console.print(_introduction(bench), highlight=False)
             around = search.Surroundings(
-                study.space, bench.rows.majority, bench.facts["teacher"]["flops"], study.folder, lambda record: dashboard.note(record, bench.facts)
+                study.space,
+                bench.rows.majority,
+                bench.facts["teacher"]["flops"],
+                study.folder,
+                lambda record: dashboard.note(record, bench.facts),
             )
 
             def evaluate(candidate: Candidate, seed: int, anyway: bool) -> records.Measurement:
@@ -81,7 +85,9 @@ def rerun_trial(place: Path, trial: int) -> None:
     with Display(console, study.spec.search) as display:
         bench = objective.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)
         found = objective.evaluate(candidate, bench, record.seed, True, display.progress)
-    console.print(f"recorded: {line(record)}\n   again: {line(replace(record, measurement=found, duplicate_of=None))}", markup=False, highlight=False)
+    console.print(
+        f"recorded: {line(record)}\n   again: {line(replace(record, measurement=found, duplicate_of=None))}", markup=False, highlight=False
+    )
 
 
 def train_pick(place: Path, pick: str, steps: int | None = None) -> exporting.Export:
@@ -101,20 +107,21 @@ def train_pick(place: Path, pick: str, steps: int | None = None) -> exporting.Ex
     html.write(study_folder.load(study.folder))
     result = export.result
     console.print(
-        f"trial {record.trial} after {result['steps']} steps: test accuracy {result['test_accuracy']:.4f} ± {result['test_accuracy_se']:.4f} "
+        f"trial {record.trial} after {result['steps']} steps: "
+        f"test accuracy {result['test_accuracy']:.4f} ± {result['test_accuracy_se']:.4f} "
         f"(teacher {result['teacher_test_accuracy']:.4f}), {1 / result['latency_relative']:.2f}x faster\n{export.folder}",
         highlight=False,
     )
     return export
 
 
-def write_guideline(place: Path) -> None:
-    """guideline.md and guideline.json of a study."""
+def write_guideline(place: Path) -> Path:
+    """guideline.md and guideline.json of a study; the path of the former."""
     folder = study_folder.load(place)
     statements = guidelines.statements(folder.records)
     records.write_text(folder.path / "guideline.md", guidelines.to_markdown(statements, folder.facts))
     records.write_text(folder.path / "guideline.json", guidelines.to_json(statements, folder.facts))
-    Console(soft_wrap=True).print(folder.path / "guideline.md", highlight=False)
+    return folder.path / "guideline.md"
 
 
 def picked(folder: study_folder.StudyFolder, pick: str) -> int:
@@ -193,8 +200,7 @@ def _write_results(folder: Path, store: Any, console: Console) -> None:
     """Everything that is made from the records; a search that was interrupted gets it too."""
     loaded = study_folder.load(folder)
     records.write_text(folder / "front.json", json.dumps(front.document(loaded), indent=2))
-    write_guideline(folder)
-    report = html.write(loaded)
+    written = [folder / "trials.jsonl", folder / "front.json", write_guideline(folder), html.write(loaded)]
     dashboard.publish(store, loaded)
     tables.show_front(loaded, console)
-    console.print(f"{folder / 'front.json'}\n{folder / 'trials.jsonl'}\n{report}", highlight=False)
+    console.print("\n".join(str(path) for path in written), highlight=False)

@@ -39,7 +39,7 @@ class Display:
         text = " · ".join(part for part in (self.trial, f"{stage}{share}", self.standing()) if part)
         if self.live:
             self.live.update(escape(text))
-        elif stage != self.stage and not self.trial or now - self.printed > QUIET_SECONDS:
+        elif (stage != self.stage and not self.trial) or now - self.printed > QUIET_SECONDS:
             self.printed = now
             self.console.print(f"  {escape(text)}", highlight=False)
         self.stage = stage

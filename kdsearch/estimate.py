@@ -32,7 +32,9 @@ def describe(study: Study) -> dict[str, str]:
         return cost.flops(architecture, fixed, 1, int(mean_tokens)) / mean_tokens  # pyright: ignore[reportArgumentType]
 
     total = sum(len(part.texts) for part in (rows.train, rows.transfer, rows.validation, rows.held_out)) * mean_tokens
-    tuning = spec.teacher.fine_tune.epochs * len(rows.train.texts) * mean_tokens * 3 * per_token(shape) / rate if spec.teacher.fine_tune else 0.0
+    tuning = (
+        spec.teacher.fine_tune.epochs * len(rows.train.texts) * mean_tokens * 3 * per_token(shape) / rate if spec.teacher.fine_tune else 0.0
+    )
     caching = total * per_token(shape) / rate
     drawn = [search_space.sample(study.space, _picker(np.random.default_rng([spec.search.seed, i]))) for i in range(CANDIDATES)]
     shapes = sorted({candidate.architecture for candidate in drawn}, key=lambda item: cost.parameters(item, fixed))
@@ -45,8 +47,10 @@ def describe(study: Study) -> dict[str, str]:
     return {
         "teacher": f"{spec.teacher.model}: {cost.parameters(shape, fixed) / 1e6:.1f}M parameters, {shape.layers} layers x {shape.width}",
         "data": f"{len(rows.train.texts)} train, {len(rows.validation.texts)} validation, {len(rows.test.texts)} test, "
-        f"{len(rows.transfer.texts)} transfer, {len(rows.held_out.texts)} held out; classes {', '.join(rows.classes)}; {mean_tokens:.0f} tokens a row",
-        "space": f"{len(drawn)} candidates drawn, {len(shapes)} shapes, {small / 1e6:.1f}M to {large / 1e6:.1f}M parameters, all can be built; "
+        f"{len(rows.transfer.texts)} transfer, {len(rows.held_out.texts)} held out; "
+        f"classes {', '.join(rows.classes)}; {mean_tokens:.0f} tokens a row",
+        "space": f"{len(drawn)} candidates drawn, {len(shapes)} shapes, "
+        f"{small / 1e6:.1f}M to {large / 1e6:.1f}M parameters, all can be built; "
         f"{len(drawn) - len(kept)} break limits.parameters",
         "before": f"about {tuning / 60:.1f} min of fine-tuning and {caching / 60:.1f} min of caching, once (kept for later runs)",
         "search": f"{spec.search.minutes:g} min with the {spec.search.sampler} sampler, {spec.proxy.steps} steps each: "
@@ -66,7 +70,7 @@ def matrix_product_rate(size: int = 768, repeats: int = 5) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def _picker(random: np.random.Generator):  # noqa: ANN202
+def _picker(random: np.random.Generator):
     def pick(_: str, domain: Int | Float | Choice | OneOf) -> object:
         match domain:
             case Choice(values):

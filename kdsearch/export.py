@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from kdsearch import objective, records, teacher
 from kdsearch.candidate import Candidate
-from kdsearch.objective import Bench, scores, silent
 from kdsearch.distillation.loop import Progress
+from kdsearch.objective import Bench, scores, silent
 from kdsearch.students.build import build
 from kdsearch.target.latency import measure
 from kdsearch.tasks import metrics

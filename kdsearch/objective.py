@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from kdsearch import cost, teacher
 from kdsearch.candidate import Candidate
-from kdsearch.distillation.distil import distil
+from kdsearch.distillation.distil import Lesson, distil
 from kdsearch.distillation.loop import Progress
 from kdsearch.distillation.strategies import Shapes, teacher_signals
 from kdsearch.records import COMPLETE, REFUSED, Measurement
@@ -39,7 +39,7 @@ class Bench:
 
 
 def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candidate], progress: Progress = silent) -> Bench:
-    """Load the data and the teacher (fine-tuned once), and compute the outputs that a candidate of the space, or one of ``extra``, can use."""
+    """Load data and teacher (fine-tuned once), and compute the outputs that a candidate of the space, or one of ``extra``, can use."""
     device, seed = spec.target.device, spec.search.seed
     progress("reading the data", 0, 1)
     tokenizer = teacher.load_tokenizer(spec.teacher, base)
@@ -82,7 +82,8 @@ def train(student: PreTrainedModel, candidate: Candidate, bench: Bench, training
     """Distil a built student on the bench, in place."""
     spec = bench.spec
     shapes = Shapes(candidate.architecture, architecture_of(bench.teacher.config), bench.teacher.config.num_labels)
-    distil(student, candidate, shapes, bench.rows, bench.outputs.batch, training, spec.search.seed, spec.target.device, progress)
+    lesson = Lesson(bench.rows, bench.outputs.batch, training, spec.search.seed, spec.target.device)
+    distil(student, candidate, shapes, lesson, progress)
 
 
 def measured_cost(candidate: Candidate, bench: Bench) -> Measurement:
@@ -115,7 +116,9 @@ def excess(found: Measurement, limits: Limits) -> tuple[float, ...]:
 
 def broken(found: Measurement, limits: Limits) -> str | None:
     """Which limits a candidate breaks, in words; None when it breaks none."""
-    over = [f"{name} {value:.4g} exceeds the limit {limit:.4g}" for name, value, limit in _limited(found, limits) if value and value > limit]
+    over = [
+        f"{name} {value:.4g} exceeds the limit {limit:.4g}" for name, value, limit in _limited(found, limits) if value and value > limit
+    ]
     return "; ".join(over) or None
 
 

@@ -1,7 +1,7 @@
 """Create or resume the study; ask a candidate, run it, tell what was found, until the budget is used. Optuna is only imported here.
 
 One controller asks and tells. Every ask has a fresh sampler seeded from (seed, number of trials), so that a search that was killed and
-started again proposes what the uninterrupted one would have. The storage holds everything; trials.jsonl is derived from it after every tell.
+started again proposes what the uninterrupted one would have. The storage holds everything; trials.jsonl is derived from it.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from kdsearch import records, search_space
 from kdsearch.candidate import Candidate, from_dict
@@ -41,7 +41,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the engine needs besides Optuna: the domains, what a student without training would score, the teacher's FLOPs, where records go."""
+    """What the engine needs besides Optuna: the domains, the accuracy of guessing, the teacher's FLOPs, its folder, a trial's note."""
 
     space: SearchSpace
     floor: float
@@ -97,10 +97,10 @@ def search(
         RuntimeError: more failures in a row than the study allows; finished trials are kept.
     """
     close_interrupted(study)
-    _enqueue(study, baselines if plan.baselines else {})
     known = stored_records(study)
     records.write(around.folder / "trials.jsonl", known)
     while not exhausted(known, plan):
+        _enqueue_next(study, baselines if plan.baselines else {})
         study.sampler = make_sampler(plan, derived(plan.seed, len(known)))
         trial = study.ask()
         candidate = _proposal(trial, around.space)
@@ -168,12 +168,16 @@ def stored_records(study: optuna.Study) -> list[Record]:
     return [records.from_dict(trial.user_attrs["record"]) for trial in finished if "record" in trial.user_attrs]
 
 
-def _enqueue(study: optuna.Study, baselines: dict[str, Candidate]) -> None:
-    """Queue each baseline once. They need not lie in the space, so they are carried whole instead of as parameters."""
-    queued = {trial.user_attrs.get("baseline") for trial in study.get_trials(deepcopy=False)}
-    for name, candidate in baselines.items():
-        if name not in queued:
-            study.enqueue_trial({}, user_attrs={"baseline": name, "candidate": candidate.to_dict()})
+def _enqueue_next(study: optuna.Study, baselines: dict[str, Candidate]) -> None:
+    """Queue the first baseline that was not queued yet, unless something waits already: what was interrupted goes first.
+
+    A baseline need not lie in the space, so it is carried whole instead of as parameters.
+    """
+    trials = study.get_trials(deepcopy=False)
+    queued = {trial.user_attrs.get("baseline") for trial in trials}
+    following = next((name for name in baselines if name not in queued), None)
+    if following and not any(trial.state == TrialState.WAITING for trial in trials):
+        study.enqueue_trial({}, user_attrs={"baseline": following, "candidate": baselines[following].to_dict()})
 
 
 def _proposal(trial: optuna.Trial, space: SearchSpace) -> Candidate:
@@ -194,7 +198,9 @@ def _run(
     start = time.perf_counter()
     try:
         measurement = objective(candidate, seed, baseline is not None)
-        if measurement.state == COMPLETE and not all(math.isfinite(value) for value in (measurement.accuracy, measurement.latency_relative)):
+        if measurement.state == COMPLETE and not all(
+            math.isfinite(value) for value in (measurement.accuracy, measurement.latency_relative)
+        ):
             raise ArithmeticError(f"accuracy {measurement.accuracy} or latency {measurement.latency_relative} is not finite")
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -233,7 +239,7 @@ def _state(record: Record) -> TrialState:
 
 
 def _values(record: Record, floor: float, teacher_flops: float) -> list[float] | None:
-    """Accuracy and log latency; a refused candidate, never trained, counts as guessing at its measured latency (else its share of the FLOPs)."""
+    """Accuracy and log latency; a refused candidate counts as guessing, at its measured latency, or else at its share of the FLOPs."""
     found = record.measurement
     if found.state == FAILED:
         return None

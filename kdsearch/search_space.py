@@ -145,7 +145,7 @@ def _branches_to(name: str, seen: dict[str, Any]) -> dict[str, str]:
     wanted = {}
     for other, domain in seen.items():
         if isinstance(domain, OneOf):
-            wanted |= {other: branch for branch in domain.branches if name.startswith(f"{other}.{branch}.")}
+            wanted.update((other, branch) for branch in domain.branches if name.startswith(f"{other}.{branch}."))
     return wanted
 
 
@@ -201,7 +201,7 @@ def _category(value: Any) -> Any:
 
 def _parse(value: Any, path: str, messages: list[str]) -> Any:
     if not isinstance(value, dict):
-        if isinstance(value, SCALARS) or isinstance(value, list):
+        if isinstance(value, (*SCALARS, list)):
             return value
         messages.append(f"{path}: must be a number, a text, a list or a domain; the value is {value!r}")
         return None
@@ -220,7 +220,9 @@ def _parse(value: Any, path: str, messages: list[str]) -> Any:
 
 def _parse_one_of(branches: Any, path: str, messages: list[str]) -> Any:
     if not isinstance(branches, dict) or not branches or not all(isinstance(body, dict) for body in branches.values()):
-        messages.append(f"{path}: one_of must map the name of each branch to its knobs (an empty branch is {{}}); the value is {branches!r}")
+        messages.append(
+            f"{path}: one_of must map the name of each branch to its knobs (an empty branch is {{}}); the value is {branches!r}"
+        )
         return None
     return OneOf({str(name): _parse(body, f"{path}.{name}", messages) for name, body in branches.items()})
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from kdsearch.distillation.loop import Progress, accelerator, fit
+from kdsearch.distillation.loop import Progress, Schedule, accelerator, fit
 from kdsearch.distillation.signals import observe
 from kdsearch.errors import UserError
 from kdsearch.resources import cache_folder, file_sha256, looks_local, resolve
@@ -29,7 +28,7 @@ from kdsearch.tasks.batches import Batch, Encoded, bucket, collate, stream
 from kdsearch.tasks.pool import Pool
 
 CACHE_VERSION = 1
-FORWARD_TOKENS, TRAIN_TOKENS = 2048, 1024
+FORWARD_TOKENS, TRAIN_TOKENS, WARMUP = 2048, 1024, 0.1
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -47,14 +46,18 @@ def mistakes(spec: Teacher, base: Path) -> list[str]:
     weights = [path / name for name in WEIGHTS if (path / name).is_file()]
     if missing or not weights:
         lacks = " and ".join([*missing, *([] if weights else [WEIGHTS[0]])])
-        return [f"teacher.model: '{spec.model}' is not a Hugging Face model folder: it lacks {lacks}; name a folder made by save_pretrained"]
+        return [
+            f"teacher.model: '{spec.model}' is not a Hugging Face model folder: it lacks {lacks}; name a folder made by save_pretrained"
+        ]
     messages = []
     try:
         family_of(AutoConfig.from_pretrained(path))
     except UserError as error:
         messages += error.messages
     except (ValueError, OSError) as error:
-        messages.append(f"teacher.model: '{spec.model}' has a config.json that transformers cannot read: {' '.join(str(error).split())[:200]}")
+        messages.append(
+            f"teacher.model: '{spec.model}' has a config.json that transformers cannot read: {' '.join(str(error).split())[:200]}"
+        )
     if spec.sha256 and (found := file_sha256(weights[0])) != spec.sha256:
         messages.append(f"teacher.sha256: {weights[0].name} has {found}, the study pins {spec.sha256}; use that model, or change the pin")
     return messages
@@ -130,7 +133,7 @@ def outputs(model: PreTrainedModel, key: str, pool: Pool, signals: frozenset[str
 def predict(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, pad_id: int, device: str) -> np.ndarray:
     """Logits [rows, classes] of a model over some rows, in the order of ``rows``."""
     position = {int(row): place for place, row in enumerate(rows)}
-    found = np.zeros((len(rows), model.config.num_labels), dtype=np.float32)
+    found = np.zeros((len(rows), model.num_labels), dtype=np.float32)
     for batch, answer in forward(model, encoded, rows, pad_id, frozenset({"logits"}), device):
         found[[position[int(row)] for row in batch.rows]] = answer["logits"].float().cpu().numpy()
     return found
@@ -157,7 +160,7 @@ def written_aside(folder: Path) -> Iterator[Path]:
     try:
         yield aside
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(aside, folder)
+        aside.replace(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -191,7 +194,8 @@ def _fine_tune(model: PreTrainedModel, spec: Teacher, pool: Pool, seed: int, dev
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         return nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
 
-    fit([model], loss_of, batches, steps, settings.learning_rate, 0.1, device, lambda step: progress("fine-tuning the teacher", step, steps))
+    schedule = Schedule(steps, settings.learning_rate, WARMUP)
+    fit([model], loss_of, batches, schedule, device, lambda step: progress("fine-tuning the teacher", step, steps))
     model.requires_grad_(True).cpu()
 
 
@@ -201,7 +205,7 @@ def _compute(model: PreTrainedModel, pool: Pool, signals: frozenset[str], folder
     total, done = int(encoded.offsets[-1]), 0
     for batch, answer in forward(model, encoded, rows, pool.pad_id, signals, device):
         tokens = batch.attention_mask.bool()
-        places = np.concatenate([np.arange(encoded.offsets[row], encoded.offsets[row + 1]) for row in batch.rows])
+        places = np.concatenate([np.arange(*encoded.offsets[[row, row + 1]].tolist()) for row in batch.rows])
         for signal, values in answer.items():
             if signal == "logits":
                 flat, where, size = values.float().cpu().numpy(), batch.rows, len(rows)
@@ -209,7 +213,9 @@ def _compute(model: PreTrainedModel, pool: Pool, signals: frozenset[str], folder
                 merged = values.transpose(1, 2).flatten(2) if values.ndim == 4 else values
                 flat, where, size = merged[tokens].to(torch.bfloat16).cpu().view(torch.int16).numpy(), places, total
             if signal not in files:
-                files[signal] = np.lib.format.open_memmap(folder / f"{signal}.npy", mode="w+", dtype=flat.dtype, shape=(size, flat.shape[1]))
+                files[signal] = np.lib.format.open_memmap(
+                    folder / f"{signal}.npy", mode="w+", dtype=flat.dtype, shape=(size, flat.shape[1])
+                )
             files[signal][where] = flat
         done += len(places)
         progress("caching the teacher's outputs", done, total)

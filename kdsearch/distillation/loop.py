@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -15,7 +16,7 @@ WEIGHT_DECAY, LARGEST_GRADIENT = 0.01, 1.0
 Progress = Callable[[str, int, int], None]
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
     """The loss became NaN or infinite."""
 
 
@@ -27,35 +28,42 @@ def accelerator(device: str) -> Accelerator:
     return Accelerator(cpu=on_cpu, mixed_precision="bf16" if pays else "no")
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Steps, the highest learning rate, and the share of the steps in which it is reached."""
+
+    steps: int
+    learning_rate: float
+    warmup: float
+
+
 def fit(
     modules: list[nn.Module],
     loss_of: Callable[[Batch, int], Tensor],
     batches: Iterator[Batch],
-    steps: int,
-    learning_rate: float,
-    warmup: float,
+    schedule: Schedule,
     device: str,
-    on_step: Callable[[int], None] = lambda _: None,
+    on_step: Callable[[int], None],
 ) -> list[float]:
     """Minimise the mean of ``loss_of(batch, step)`` [batch] with AdamW, linear warm-up and linear decay; the losses, one per step.
 
     Parameters that do not require a gradient stay as they are.
 
     Raises:
-        Diverged: the loss is not finite.
+        DivergedError: the loss is not finite.
     """
     helper = accelerator(device)
     parameters = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, warmup))
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, schedule.steps, schedule.warmup))
     losses = []
-    for step in range(steps):
+    for step in range(schedule.steps):
         batch = next(batches)
         with helper.autocast():
             loss = loss_of(batch, step).mean()
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
-            raise Diverged(f"the loss became {losses[-1]} at step {step} of {steps}; a lower learning_rate is the usual fix")
+            raise DivergedError(f"the loss became {losses[-1]} at step {step} of {schedule.steps}; a lower learning_rate is the usual fix")
         helper.backward(loss)
         nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
         optimizer.step()

@@ -184,7 +184,7 @@ def loss_of_mean(pairs: Sequence[Pair], loss: Loss, student: States, teacher: St
     total = torch.zeros(())
     for i in sorted({pair.student for pair in pairs}):
         share = sum(pair.weight for pair in pairs if pair.student == i)
-        mean = sum(pair.weight / share * _mixable(teacher[pair.teacher]) for pair in pairs if pair.student == i)
+        mean = sum(pair.weight / share * _mixable(teacher[pair.teacher]).float() for pair in pairs if pair.student == i)
         total = share * loss(student[i], mean) + total
     return total
 
@@ -207,7 +207,7 @@ def loss_of_attention(pairs: Sequence[Pair], loss: Loss, student: States, teache
     arXiv 2012.14022, section 3.
     """
     rows, columns = _layers(pairs)
-    taught = torch.stack([_mixable(teacher[j]).detach() for j in columns], dim=1).float()
+    taught = torch.stack([_mixable(teacher[j]) for j in columns], dim=1).float()
     vectors = torch.stack([_mixable(student[i])[:, 0] for i in rows], dim=1)
     weights = attention(vectors, taught[:, :, 0])
     mixes = torch.einsum("bij,bj...->bi...", weights, taught)

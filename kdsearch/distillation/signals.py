@@ -20,7 +20,10 @@ PROJECTIONS = ("query", "key", "value")
 
 
 def observe(model: PreTrainedModel, batch: Batch, signals: frozenset[str]) -> dict[str, Tensor]:
-    """One forward pass; the named signals: logits [batch, classes], hidden [batch, seq, width], query/key/value [batch, heads, seq, head size]."""
+    """The named signals of one forward pass.
+
+    Shapes: logits [batch, classes], hidden [batch, seq, width], query, key and value [batch, heads, seq, head size].
+    """
     wants_hidden = any(signal.startswith("hidden.") for signal in signals)
     blocks = {int(signal.partition(".")[2]) for signal in signals if signal.startswith(PROJECTIONS)}
     with capturing(model, blocks) as stores:
@@ -58,7 +61,14 @@ def capturing(model: PreTrainedModel, blocks: set[int]) -> Iterator[dict[int, di
 
 
 def capture_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, dropout: float = 0.0, **_: object
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: object,
 ) -> tuple[Tensor, Tensor]:
     """Attention by explicit matrix products (faster than SDPA under bf16 on a CPU), which leaves q, k, v where :func:`capturing` asks."""
     store = getattr(module, "captured", None)

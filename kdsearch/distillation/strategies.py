@@ -131,7 +131,9 @@ class Composition(nn.Module):
         of_student = {i: view(knowledge.view, student, i, self.shapes.student, batch, project) for i in {pair.student for pair in pairs}}
         of_teacher = {j: view(knowledge.view, teacher, j, self.shapes.teacher, batch) for j in {pair.teacher for pair in pairs}}
         if knowledge.view == "layers":
-            return loss(torch.stack([of_student[pair.student] for pair in pairs]), torch.stack([of_teacher[pair.teacher] for pair in pairs]))
+            return loss(
+                torch.stack([of_student[pair.student] for pair in pairs]), torch.stack([of_teacher[pair.teacher] for pair in pairs])
+            )
         return matched(matching, pairs, loss, of_student, of_teacher)
 
 

@@ -1,1 +1,41 @@
 """Tables on a terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from kdsearch.report.front import Row, counts, rows
+from kdsearch.report.study_folder import StudyFolder
+
+COLUMNS = ("", "trial", "accuracy", "ms [95 %]", "faster", "size", "shape", "starts from", "recipe", "divergence")
+WIDE_ENOUGH = 160
+
+
+def show_front(folder: StudyFolder, console: Console) -> None:
+    """Teacher, baselines and front; ± is one standard error, [ ] a 95 % interval; picks are marked."""
+    table = Table(title=f"{folder.facts['name']}: Pareto front", title_justify="left", caption_justify="left")
+    table.caption = "± one standard error · faster than the teacher timed beside it · * pick"
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("", "starts from", "recipe") else "right", no_wrap=True)
+    for row in rows(folder):
+        table.add_row(*_cells(row), style="bold" if row.picks else "dim" if not row.feasible else None)
+    # A log file has no width of its own; a table cut to 80 columns there would be unreadable.
+    place = console if console.is_terminal else Console(file=console.file, width=WIDE_ENOUGH)
+    place.print(table)
+    console.print(", ".join(f"{number} {name}" for name, number in counts(folder.records).items()), highlight=False)
+
+
+def _cells(row: Row) -> list[str]:
+    role = row.role + "".join(f" *{pick}" for pick in row.picks) + ("" if row.feasible else " (over a limit)")
+    interval = f" [{row.latency_ms_low:.2f}, {row.latency_ms_high:.2f}]" if row.latency_ms_low and row.latency_ms_high else ""
+    return [
+        role,
+        "" if row.trial is None else str(row.trial),
+        "" if row.accuracy is None else f"{row.accuracy:.3f} ± {row.accuracy_se or 0:.3f}",
+        "" if row.latency_ms is None else f"{row.latency_ms:.2f}{interval}",
+        "" if row.faster is None else f"{row.faster:.2f}x",
+        "" if row.parameters is None else f"{row.parameters / 1e6:.2f}M",
+        "" if row.layers is None else f"{row.layers} x {row.width}",
+        row.initialization or "",
+        row.recipe or "",
+        "" if row.divergence is None else f"{row.divergence:.4f}",
+    ]

@@ -12,12 +12,12 @@ def baselines(teacher: Architecture, learning_rate: float = 3e-4) -> dict[str, C
     return {
         # Every other layer of the teacher, and only the labels: what distillation has to beat at the same latency.
         "no-kd": Candidate(half, every_other, Recipe("no-kd", 1.0), Training(learning_rate)),
-        # Sanh et al. 2019: half the layers, soft targets at temperature 2, labels, and the cosine of the last hidden states. Not its pre-training.
+        # Sanh et al. 2019: half the layers, soft targets at temperature 2, labels, cosine of the last hidden states. Not its pre-training.
         "distilbert": Candidate(
             half, every_other, Recipe("distilbert", 0.4, (kd, Term("cos", 0.2, (("matching", "last_only"),)))), Training(learning_rate)
         ),
         # Jiao et al. 2020: two thirds of the layers at half the width with all heads; hidden states of uniformly matched layers through a
-        # projection, and relations of queries, keys and values (MiniLMv2) in place of attention scores. Not its two stages and augmentation.
+        # projection, and relations of queries, keys, values (MiniLMv2) in place of attention scores. Not its two stages and augmentation.
         "tinybert": Candidate(
             narrow,
             every_other,

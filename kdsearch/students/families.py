@@ -1,4 +1,4 @@
-"""Model families that students can be made of. A family is data: which config fields are depth, width, heads and FFN, and what its tensors are.
+"""Model families that students can be made of. A family is data: its config's names of depth, width, heads and FFN, and its tensors.
 
 To add one: a row in FAMILIES; the tests in tests/students run over every row.
 """
@@ -15,7 +15,7 @@ from kdsearch.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Family:
-    """Names of one model type. ``per_head`` are the projections whose rows are (head, head dimension), ``from_heads`` those whose columns are."""
+    """Names of one model type. Rows of ``per_head`` projections are (head, head dimension), and so are columns of ``from_heads``."""
 
     layers: str
     width: str
@@ -53,7 +53,8 @@ def family_of(config: PretrainedConfig) -> Family:
     """
     if config.model_type not in FAMILIES:
         raise UserError(
-            f"teacher.model: {unknown('model type', config.model_type, list(FAMILIES))}; to add one, write its row in kdsearch/students/families.py"
+            f"teacher.model: {unknown('model type', config.model_type, list(FAMILIES))}; "
+            "to add one, write its row in kdsearch/students/families.py"
         )
     return FAMILIES[config.model_type]
 
@@ -98,5 +99,7 @@ def mistakes(architecture: Architecture, config: PretrainedConfig) -> list[str]:
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             messages.append(f"architecture.{name}: must be a number above 0; the value is {value!r}; correct the search space")
         elif most is not None and value > most:
-            messages.append(f"architecture.{name}: must not exceed the teacher's {most}; the value is {value}; lower it in the search space")
+            messages.append(
+                f"architecture.{name}: must not exceed the teacher's {most}; the value is {value}; lower it in the search space"
+            )
     return messages

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from kdsearch.study_file import Target
 
-WARM_UP, FEWEST_ROUNDS, MOST_SECONDS, CLOSE_ENOUGH = 5, 30, 3.0, 0.02
+WARM_UP, FEWEST_ROUNDS, MOST_SECONDS, CLOSE_ENOUGH = 5, 30, 2.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,20 @@ def measure(student: PreTrainedModel, teacher: PreTrainedModel, target: Target, 
     device = torch.device(target.device)
     ids = torch.ones((target.batch_size, target.sequence_length), dtype=torch.long, device=device)
     mask = torch.ones_like(ids)
-    runs = [lambda model=model.to(device): model(input_ids=ids, attention_mask=mask) for model in (student, teacher)]
-    if target.device == "cuda":
-        runs = [lambda run=run: (run(), torch.cuda.synchronize()) for run in runs]
+
+    def run(model: PreTrainedModel) -> None:
+        model(input_ids=ids, attention_mask=mask)
+        if target.device == "cuda":
+            torch.cuda.synchronize()
+
+    for model in (student, teacher):
+        model.eval().to(device)  # pyright: ignore[reportArgumentType] - transformers' own annotation
     with torch.inference_mode(), threads(target.threads):
-        return compare(runs[0], runs[1], seed)
+        return compare(lambda: run(student), lambda: run(teacher), seed)
 
 
 def compare(run: Callable[[], object], reference: Callable[[], object], seed: int = 0) -> Latency:
-    """Time two callables in turns, in random order, until the 95 % interval of the median paired ratio is within 2 %, or 3 s are over."""
+    """Time two callables in turns, in random order, until the 95 % interval of the median paired ratio is within 2 %, or 2 s are over."""
     random = np.random.default_rng(seed)
     times: list[tuple[float, float]] = []
     for _ in range(WARM_UP):

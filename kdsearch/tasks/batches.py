@@ -54,7 +54,7 @@ def join(parts: list[Encoded]) -> Encoded:
 
 
 def bucket(rows: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Rows sorted by length (ties keep their order) and cut so that a padded batch holds at most ``batch_tokens`` tokens, at least one row."""
+    """Rows sorted by length (ties keep their order), cut so that a padded batch holds at most ``batch_tokens`` tokens, or one row."""
     ordered = rows[np.argsort(lengths[rows], kind="stable")]
     batches, start = [], 0
     padded = _round_up(lengths[ordered])
@@ -67,7 +67,9 @@ def bucket(rows: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.
     return batches
 
 
-def stream(labelled: np.ndarray, transfer: np.ndarray, lengths: np.ndarray, batch_tokens: int, share: float, seed: int) -> Iterator[np.ndarray]:
+def stream(
+    labelled: np.ndarray, transfer: np.ndarray, lengths: np.ndarray, batch_tokens: int, share: float, seed: int
+) -> Iterator[np.ndarray]:
     """Endless batches of row indices; an epoch holds every labelled row and, of the transfer rows, what makes up ``share`` of all rows.
 
     The transfer rows go on from epoch to epoch until each was seen, then start again in a new order.

@@ -75,7 +75,7 @@ def load(task: Task, base: Path) -> TaskData:
 
 
 def read(name: str, base: Path) -> Dataset:
-    """The rows behind a name: a local or packaged file by its ending, else the ``train`` split of a Hub data set (``name`` or ``name:config``).
+    """The rows behind a name: a local or packaged file by its ending, else the ``train`` split of a Hub data set (``name:config``).
 
     Raises:
         UserError: no such file, an ending that is not known, or a data set that cannot be loaded.
@@ -146,13 +146,17 @@ def _labelled(rows: Dataset, task: Task) -> tuple[list[str], list[int], list[str
     names = feature.names if isinstance(feature, ClassLabel) else None
     kinds = list(range(len(names))) if names else sorted({values[i] for i in keep}, key=lambda item: (str(type(item)), item))
     if not 2 <= len(kinds) <= 1000:
-        raise UserError(f"task.label: a classification needs 2 to 1000 classes; column '{task.label}' has {len(kinds)}; name another column")
+        raise UserError(
+            f"task.label: a classification needs 2 to 1000 classes; column '{task.label}' has {len(kinds)}; name another column"
+        )
     index = {kind: i for i, kind in enumerate(kinds)}
     labels = [index[values[i]] for i in keep]
     counts = np.bincount(labels, minlength=len(kinds))
     small = [f"{kinds[i]!r} ({counts[i]})" for i in np.flatnonzero(counts * min(task.split.validation, task.split.test) < 1)]
     if small:
-        raise UserError(f"task.label: each class needs a row in validation and in test; too few rows of {', '.join(small)}; drop or merge them")
+        raise UserError(
+            f"task.label: each class needs a row in validation and in test; too few rows of {', '.join(small)}; drop or merge them"
+        )
     return [str(texts[i]) for i in keep], labels, [str(kind) for kind in (names or kinds)]
 
 

@@ -69,7 +69,7 @@ def require_equal(what: str, student: int, teacher: int, fix: str) -> None:
         raise ValueError(f"student and teacher must have the same {what}; got {student} and {teacher}; {fix}")
 
 
-def require_at_least(what: str, value: float, least: float, fix: str) -> None:
+def require_at_least(what: str, value: int, least: int, fix: str) -> None:
     """Refuse a size under which a loss says nothing."""
     if value < least:
         raise ValueError(f"{what} must be at least {least}; got {value}; {fix}")
@@ -89,4 +89,4 @@ def _tensors(values: tuple[Any, ...]) -> list[Tensor]:
 def _upcast(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.float() if value.is_floating_point() else value
-    return type(value)(*map(_upcast, value)) if isinstance(value, tuple) else value
+    return tuple(map(_upcast, value)) if isinstance(value, tuple) else value

@@ -1,0 +1,139 @@
+"""The front of a study as data: front.json, and the rows of every table. Only feasible students, each once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdsearch import pareto
+from kdsearch.candidate import from_dict
+from kdsearch.records import COMPLETE, FAILED, REFUSED, Record
+from kdsearch.report.study_folder import StudyFolder
+
+REFERENCE_LATENCY = 1.0  # the teacher's own: a student that is no faster adds nothing to the hypervolume
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a table; None where it does not apply. ``latency_*`` in ms per batch, ``faster`` is 1 / relative latency."""
+
+    role: str
+    trial: int | None = None
+    picks: tuple[str, ...] = ()
+    feasible: bool = True
+    accuracy: float | None = None
+    accuracy_se: float | None = None
+    latency_ms: float | None = None
+    latency_ms_low: float | None = None
+    latency_ms_high: float | None = None
+    faster: float | None = None
+    parameters: int | None = None
+    layers: int | None = None
+    width: int | None = None
+    initialization: str | None = None
+    recipe: str | None = None
+    divergence: float | None = None
+
+
+def document(folder: StudyFolder) -> dict[str, Any]:
+    """The content of front.json."""
+    reference = (folder.facts["task"]["majority"], REFERENCE_LATENCY)
+    able = feasible(folder.records)
+    return {
+        "study": folder.facts["name"],
+        "teacher": folder.facts["teacher"],
+        "front": [record.to_dict() for record in on_front(folder.records)],
+        "picks": picks(folder.records),
+        "baselines": [record.to_dict() for record in folder.records if record.baseline],
+        "counts": counts(folder.records),
+        "hypervolume": {"value": pareto.hypervolume(*axes(able), reference), "reference": list(reference)},
+    }
+
+
+def rows(folder: StudyFolder) -> list[Row]:
+    """Teacher, baselines, front; each trial once: a baseline on the front stands there."""
+    best = on_front(folder.records)
+    numbers = {record.trial for record in best}
+    chosen = picks(folder.records)
+    hand_made = [r for r in folder.records if r.baseline and r.measurement.state == COMPLETE and r.duplicate_of is None]
+    return [
+        _teacher_row(folder.facts["teacher"]),
+        *(_row(f"baseline {record.baseline}", record, {}) for record in hand_made if record.trial not in numbers),
+        *(_row(f"front, baseline {record.baseline}" if record.baseline else "front", record, chosen) for record in best),
+    ]
+
+
+def trained(found: Sequence[Record]) -> list[Record]:
+    """Records with an accuracy and a latency, each student once, whether or not inside the limits."""
+    done = [record for record in found if record.measurement.state == COMPLETE and record.duplicate_of is None]
+    return [record for record in done if record.measurement.accuracy is not None and record.measurement.latency_relative is not None]
+
+
+def feasible(found: Sequence[Record]) -> list[Record]:
+    """Trained students inside every limit of the study, each once."""
+    return [record for record in trained(found) if record.feasible]
+
+
+def on_front(found: Sequence[Record]) -> list[Record]:
+    """The feasible students that no other one dominates, by relative latency."""
+    able = feasible(found)
+    best = [record for record, on in zip(able, pareto.front(*axes(able)), strict=True) if on]
+    return sorted(best, key=lambda record: record.measurement.latency_relative or 0.0)
+
+
+def picks(found: Sequence[Record]) -> dict[str, int]:
+    """Trial number of the front's knee, fastest and best student; empty when the front is."""
+    able = feasible(found)
+    return {name: able[index].trial for name, index in pareto.picks(*axes(able)).items()}
+
+
+def axes(found: Sequence[Record]) -> tuple[list[float], list[float]]:
+    """Accuracies and relative latencies, NaN where not measured."""
+    nan = float("nan")
+    pairs = [(record.measurement.accuracy, record.measurement.latency_relative) for record in found]
+    return [nan if a is None else a for a, _ in pairs], [nan if t is None else t for _, t in pairs]
+
+
+def counts(found: Sequence[Record]) -> dict[str, int]:
+    """Trials by how they ended; a duplicate is counted as that alone."""
+    fresh = [record.measurement.state for record in found if record.duplicate_of is None]
+    ended = {state: fresh.count(state) for state in (COMPLETE, REFUSED, FAILED)}
+    return {**ended, "duplicates": len(found) - len(fresh)}
+
+
+def _teacher_row(teacher: dict[str, Any]) -> Row:
+    shape = teacher.get("architecture", {})
+    width = shape["heads"] * shape["head_size"] if shape else None
+    return Row(
+        "teacher",
+        accuracy=teacher.get("accuracy"),
+        accuracy_se=teacher.get("accuracy_se"),
+        latency_ms=teacher.get("latency_ms"),
+        latency_ms_low=teacher.get("latency_ms_low"),
+        latency_ms_high=teacher.get("latency_ms_high"),
+        faster=1.0,
+        parameters=teacher.get("parameters"),
+        layers=shape.get("layers"),
+        width=width,
+    )
+
+
+def _row(role: str, record: Record, chosen: dict[str, int]) -> Row:
+    found, candidate = record.measurement, from_dict(record.candidate)
+    return Row(
+        role,
+        trial=record.trial,
+        picks=tuple(name for name, trial in chosen.items() if trial == record.trial),
+        feasible=record.feasible,
+        accuracy=found.accuracy,
+        accuracy_se=found.accuracy_se,
+        latency_ms=found.latency_ms,
+        latency_ms_low=found.latency_ms_low,
+        latency_ms_high=found.latency_ms_high,
+        faster=1 / found.latency_relative if found.latency_relative else None,
+        parameters=found.parameters,
+        layers=candidate.architecture.layers,
+        width=candidate.architecture.width,
+        initialization=candidate.initialization.layers,
+        recipe=candidate.distillation.name,
+        divergence=found.divergence,
+    )

@@ -1,0 +1,70 @@
+"""A search over the shipped encoder space with an objective that only computes: run as a script, it can be killed for real."""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdsearch import search, search_space
+from kdsearch.candidate import Candidate
+from kdsearch.records import COMPLETE, REFUSED, Measurement, Record
+from kdsearch.students.baselines import baselines
+from kdsearch.study_file import Search
+
+SPACE = search_space.load(Path(__file__).parents[1] / "search_spaces" / "encoder.yaml")
+TEACHER = search_space.sample(SPACE, lambda _, domain: search_space._options(domain)[-1]).architecture
+BASELINES = baselines(TEACHER)
+
+
+class Watcher:
+    """Says nothing, or a line at every event, so that a test can kill the process at a known place."""
+
+    def __init__(self, speaks: bool = False) -> None:
+        self.speaks = speaks
+
+    def proposed(self, number: int, candidate: Candidate, baseline: str | None) -> None:
+        if self.speaks:
+            print(f"proposed {number}", flush=True)
+
+    def found(self, record: Record, known: Sequence[Record]) -> None:
+        if self.speaks:
+            print(f"found {record.trial}", flush=True)
+
+
+def objective(candidate: Candidate, seed: int, anyway: bool) -> Measurement:
+    """Accuracy rises with size and is noisy by content; the widest students are refused, a few raise."""
+    shape = candidate.architecture
+    noise = int(hashlib.sha256(candidate.key().encode()).hexdigest()[:4], 16) / 65536
+    if noise > 0.97 and not anyway:
+        raise MemoryError("planted")
+    size = shape.layers * shape.width / (6 * 384)
+    known = {"latency_relative": size, "latency_ms": 10 * size, "parameters": 1000, "flops": size, "seconds": 1.0}
+    if size > 0.6 and not anyway:
+        return Measurement(REFUSED, reason="latency_relative exceeds", violations=(size / 0.6 - 1,), **known)
+    accuracy = 0.5 + 0.3 * size**0.3 + 0.02 * noise
+    return Measurement(
+        COMPLETE,
+        accuracy=accuracy,
+        accuracy_se=0.01,
+        divergence=1 - accuracy,
+        divergence_se=0.01,
+        violations=(size / 0.6 - 1,),
+        steps=5,
+        **known,
+    )
+
+
+def around(folder: Path) -> search.Surroundings:
+    return search.Surroundings(SPACE, 0.5, 1.0, folder, lambda record: f"trial {record.trial}")
+
+
+def run(folder: Path, trials: int, sampler: str = "tpe", speaks: bool = False) -> list[Record]:
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = Search(sampler=sampler, trials=trials, startup_trials=5, minutes=1000)  # pyright: ignore[reportArgumentType]
+    study = search.open_study(f"sqlite:///{folder / 'study.db'}", "fake", {"space": SPACE.content})
+
+    return search.search(study, around(folder), objective, plan, BASELINES, Watcher(speaks))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), int(sys.argv[2]), speaks=True)

