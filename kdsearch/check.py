@@ -11,7 +11,7 @@ from kdsearch import cost, search_space, study_file, teacher
 from kdsearch.distillation.strategies import Shapes, recipe_mistakes
 from kdsearch.errors import UserError
 from kdsearch.search_space import SearchSpace
-from kdsearch.students.families import architecture_of, fixed_of, narrow
+from kdsearch.students.families import architecture_of, classes_of, fixed_of, narrow
 from kdsearch.students.families import mistakes as shape_mistakes
 from kdsearch.students.initialize import LAYERS, WIDTHS
 from kdsearch.study_file import StudySpec
@@ -81,7 +81,7 @@ def refuse_unreachable(study: Study, path: Path) -> None:
     config = AutoConfig.from_pretrained(teacher.source(study.spec.teacher, study.base))
     smallest = narrow(config, search_space.smallest(study.space).architecture)
     models = [AutoModelForSequenceClassification.from_config(shape).eval() for shape in (smallest, config)]
-    found = measure(*models, study.spec.target)
+    found = measure(models[0], models[1], study.spec.target)
     rows = [("latency_ms", limits.latency_ms, found.ms_low), ("latency_relative", limits.latency_relative, found.relative_low)]
     messages = [
         f"{path}: limits.{name}: the smallest student of the space takes {value:.3g}, above the limit {limit:.3g}; "
@@ -106,7 +106,7 @@ def space_mistakes(space: SearchSpace, config: PretrainedConfig) -> list[str]:
         if not isinstance(rate, int | float) or not 0 < rate < 1:
             messages.append(f"training.learning_rate: must lie between 0 and 1; the value is {rate!r}; correct it")
         if not messages:
-            messages += recipe_mistakes(candidate.distillation, Shapes(candidate.architecture, shape, config.num_labels))
+            messages += recipe_mistakes(candidate.distillation, Shapes(candidate.architecture, shape, classes_of(config)))
     return list(dict.fromkeys(messages))
 
 

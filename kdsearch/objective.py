@@ -16,10 +16,11 @@ from kdsearch.distillation.strategies import Shapes, teacher_signals
 from kdsearch.records import COMPLETE, REFUSED, Measurement
 from kdsearch.search_space import SearchSpace, each_branch
 from kdsearch.students.build import build
-from kdsearch.students.families import architecture_of, fixed_of
+from kdsearch.students.families import architecture_of, classes_of, fixed_of
 from kdsearch.study_file import Limits, StudySpec, Training
 from kdsearch.target.latency import Latency, measure
 from kdsearch.tasks import data, metrics, pool
+from kdsearch.teacher import Outputs
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -34,7 +35,7 @@ class Bench:
     teacher: PreTrainedModel
     tokenizer: Any
     rows: pool.Pool
-    outputs: teacher.Outputs
+    outputs: Outputs
     facts: dict[str, Any]
 
 
@@ -55,7 +56,7 @@ def signals_of(space: SearchSpace, extra: list[Candidate], config: PretrainedCon
     for candidate in [*each_branch(space), *extra]:
         for layers in range(1, shape.layers + 1):
             student = replace(candidate.architecture, layers=layers)
-            wanted |= teacher_signals(candidate.distillation, Shapes(student, shape, config.num_labels))
+            wanted |= teacher_signals(candidate.distillation, Shapes(student, shape, classes_of(config)))
     return frozenset(wanted)
 
 
@@ -81,7 +82,7 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
 def train(student: PreTrainedModel, candidate: Candidate, bench: Bench, training: Training, progress: Progress = silent) -> None:
     """Distil a built student on the bench, in place."""
     spec = bench.spec
-    shapes = Shapes(candidate.architecture, architecture_of(bench.teacher.config), bench.teacher.config.num_labels)
+    shapes = Shapes(candidate.architecture, architecture_of(bench.teacher.config), classes_of(bench.teacher.config))
     lesson = Lesson(bench.rows, bench.outputs.batch, training, spec.search.seed, spec.target.device)
     distil(student, candidate, shapes, lesson, progress)
 
@@ -144,7 +145,7 @@ def _with_latency(found: Measurement, latency: Latency) -> Measurement:
     )
 
 
-def _facts(spec: StudySpec, model: PreTrainedModel, rows: pool.Pool, outputs: teacher.Outputs, key: str) -> dict[str, Any]:
+def _facts(spec: StudySpec, model: PreTrainedModel, rows: pool.Pool, outputs: Outputs, key: str) -> dict[str, Any]:
     """What the reports say of the teacher and the task; its latency is timed against itself, so the ratio shows the noise."""
     predicted = outputs.arrays["logits"][rows.validation].argmax(1)
     accuracy, accuracy_se = metrics.accuracy(predicted, rows.encoded.labels[rows.validation])

@@ -199,7 +199,7 @@ def _run(
     try:
         measurement = objective(candidate, seed, baseline is not None)
         if measurement.state == COMPLETE and not all(
-            math.isfinite(value) for value in (measurement.accuracy, measurement.latency_relative)
+            value is not None and math.isfinite(value) for value in (measurement.accuracy, measurement.latency_relative)
         ):
             raise ArithmeticError(f"accuracy {measurement.accuracy} or latency {measurement.latency_relative} is not finite")
     except Exception as error:

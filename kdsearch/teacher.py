@@ -22,7 +22,7 @@ from kdsearch.distillation.loop import Progress, Schedule, accelerator, fit
 from kdsearch.distillation.signals import observe
 from kdsearch.errors import UserError
 from kdsearch.resources import cache_folder, file_sha256, looks_local, resolve
-from kdsearch.students.families import family_of
+from kdsearch.students.families import classes_of, family_of
 from kdsearch.study_file import Teacher
 from kdsearch.tasks.batches import Batch, Encoded, bucket, collate, stream
 from kdsearch.tasks.pool import Pool
@@ -133,7 +133,7 @@ def outputs(model: PreTrainedModel, key: str, pool: Pool, signals: frozenset[str
 def predict(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, pad_id: int, device: str) -> np.ndarray:
     """Logits [rows, classes] of a model over some rows, in the order of ``rows``."""
     position = {int(row): place for place, row in enumerate(rows)}
-    found = np.zeros((len(rows), model.num_labels), dtype=np.float32)
+    found = np.zeros((len(rows), classes_of(model.config)), dtype=np.float32)
     for batch, answer in forward(model, encoded, rows, pad_id, frozenset({"logits"}), device):
         found[[position[int(row)] for row in batch.rows]] = answer["logits"].float().cpu().numpy()
     return found

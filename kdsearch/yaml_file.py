@@ -18,7 +18,8 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # pyright: ignore[reportUnknownMemberType]
+    merge = "tag:yaml.org,2002:merge"  # a key '<<', resolved by flatten_mapping
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]  # pyright: ignore[reportUnknownMemberType]
     for key in keys:
         if keys.count(key) > 1:
             raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is given twice", node.start_mark)

@@ -47,7 +47,7 @@ def capturing(model: PreTrainedModel, blocks: set[int]) -> Iterator[dict[int, di
     if not blocks:
         yield stores
         return
-    family, before = family_of(model.config), model.config._attn_implementation
+    family, before = family_of(model.config), str(model.config._attn_implementation)
     modules = {block: model.get_submodule(f"{family.layer_path}.{block}.{family.attention_path}") for block in blocks}
     model.set_attn_implementation(CAPTURE)
     for block, module in modules.items():

@@ -66,9 +66,14 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
     return Architecture(getattr(config, family.layers), heads, width // heads, getattr(config, family.ffn) / width)
 
 
+def classes_of(config: PretrainedConfig) -> int:
+    """Number of classes of a classifier's head."""
+    return len(config.id2label or {})
+
+
 def fixed_of(config: PretrainedConfig) -> Fixed:
     """What every student keeps of its teacher's config."""
-    return Fixed(config.vocab_size, config.max_position_embeddings, config.type_vocab_size, config.num_labels)
+    return Fixed(config.vocab_size, config.max_position_embeddings, config.type_vocab_size, classes_of(config))
 
 
 def narrow(config: PretrainedConfig, architecture: Architecture) -> PretrainedConfig:

@@ -54,7 +54,8 @@ def compare(run: Callable[[], object], reference: Callable[[], object], seed: in
     random = np.random.default_rng(seed)
     times: list[tuple[float, float]] = []
     for _ in range(WARM_UP):
-        run(), reference()
+        run()
+        reference()
     end = time.perf_counter() + MOST_SECONDS
     with collector_off():
         while True:

@@ -55,23 +55,13 @@ def load(task: Task, base: Path) -> TaskData:
     _need_columns(rows, [task.text, task.label], "task", task.data)
     texts, labels, classes = _labelled(rows, task)
     if task.rows is not None and task.rows < len(texts):
-        texts, _, labels, _ = train_test_split(texts, labels, train_size=task.rows, stratify=labels, random_state=task.split.seed)
-    split = task.split
-    held = split.validation + split.test
-    train, rest, train_labels, rest_labels = train_test_split(texts, labels, test_size=held, stratify=labels, random_state=split.seed)
-    share = split.test / held
-    validation, test, val_labels, test_labels = train_test_split(
-        rest, rest_labels, test_size=share, stratify=rest_labels, random_state=split.seed
-    )
-    transfer, held_out = _transfer(task.transfer, base, split.seed, known=set(texts)) if task.transfer else ([], [])
-    return TaskData(
-        classes,
-        Rows(train, train_labels),
-        Rows(validation, val_labels),
-        Rows(test, test_labels),
-        Rows(transfer, None),
-        Rows(held_out, None),
-    )
+        kept, _ = _divide(Rows(texts, labels), len(texts) - task.rows, task.split.seed)
+        texts, labels = kept.texts, kept.labels or []
+    held = task.split.validation + task.split.test
+    train, rest = _divide(Rows(texts, labels), held, task.split.seed)
+    validation, test = _divide(rest, task.split.test / held, task.split.seed)
+    transfer, held_out = _transfer(task.transfer, base, task.split.seed, known=set(texts)) if task.transfer else ([], [])
+    return TaskData(classes, train, validation, test, Rows(transfer, None), Rows(held_out, None))
 
 
 def read(name: str, base: Path) -> Dataset:
@@ -120,6 +110,14 @@ def sentences(text: str) -> list[str]:
     low, high = SENTENCE_WORDS
     pieces = SENTENCE_END.split(MARKUP.sub(" ", text))
     return [" ".join(piece.split()) for piece in pieces if low <= len(piece.split()) <= high]
+
+
+def _divide(rows: Rows, second: float, seed: int) -> tuple[Rows, Rows]:
+    """Two parts with the classes in equal shares; ``second`` is the size of the second part, a share or a number of rows."""
+    first, rest = train_test_split(range(len(rows.texts)), test_size=second, stratify=rows.labels, random_state=seed)
+    labels = rows.labels or []
+    parts = [Rows([rows.texts[i] for i in part], [labels[i] for i in part]) for part in (first, rest)]
+    return parts[0], parts[1]
 
 
 def _need_columns(rows: Dataset, columns: list[str], key: str, name: str) -> None:

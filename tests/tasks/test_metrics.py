@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from kdsearch.tasks import metrics
+
+LOGITS = arrays(np.float32, (5, 3), elements=st.floats(-20, 20, width=32))
+
+
+def test_accuracy_and_its_standard_error() -> None:
+    share, error = metrics.accuracy(np.array([0, 1, 1, 0, 1]), np.array([0, 1, 1, 1, 0]))
+    assert share == pytest.approx(0.6)
+    assert error == pytest.approx((0.6 * 0.4 / 5) ** 0.5)
+
+
+def test_the_standard_errors_are_the_spread_of_repeated_measurements() -> None:
+    random = np.random.default_rng(0)
+    shares = [metrics.accuracy((random.random(200) < 0.8).astype(int), np.ones(200)) for _ in range(2000)]
+    assert np.std([share for share, _ in shares]) == pytest.approx(np.mean([error for _, error in shares]), rel=0.06)
+    means = [metrics.mean(random.exponential(size=100)) for _ in range(2000)]
+    assert np.std([value for value, _ in means]) == pytest.approx(np.mean([error for _, error in means]), rel=0.06)
+
+
+def test_one_value_has_no_standard_error() -> None:
+    value, error = metrics.mean(np.array([3.0]))
+    assert value == 3.0
+    assert np.isnan(error)
+
+
+@given(LOGITS, LOGITS)
+def test_kl_is_that_of_torch_never_negative_and_0_at_equality(teacher: np.ndarray, student: np.ndarray) -> None:
+    found = metrics.kl(teacher, student)
+    log_p, log_q = (torch.from_numpy(logits).double().log_softmax(1) for logits in (teacher, student))
+    expected = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert (found >= -1e-12).all()
+    np.testing.assert_array_equal(metrics.kl(teacher, teacher), 0)
+
+
+def test_kl_names_the_teacher_first() -> None:
+    sure, open_ = np.array([[5.0, 0.0]]), np.array([[0.0, 0.0]])
+    p = 1 / (1 + np.exp(-5))
+    assert metrics.kl(sure, open_)[0] == pytest.approx(p * np.log(2 * p) + (1 - p) * np.log(2 * (1 - p)))
+    assert metrics.kl(sure, open_)[0] != pytest.approx(metrics.kl(open_, sure)[0], rel=0.1)
