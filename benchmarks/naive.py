@@ -46,7 +46,7 @@ from kdsearch.distillation.loop import accelerator
 from kdsearch.distillation.strategies import Shapes, teacher_signals
 from kdsearch.search_space import SearchSpace
 from kdsearch.students.build import build
-from kdsearch.students.families import architecture_of
+from kdsearch.students.families import architecture_of, classes_of
 from kdsearch.tasks import data, pool
 from kdsearch.tasks.batches import bucket, stream
 
@@ -268,17 +268,16 @@ def prepare(path: Path, steps: int, seed: int, candidates: list[Params], folder:
     The teacher is the study's own, fine-tuned now or by an earlier run. Rows without labels are left out: the naive way cannot use them.
     """
     study = check.open_files(path)
-    spec, task = study.spec, data.load(study.spec.task, study.base)
+    spec, device = study.spec, study.spec.target.device
+    task = data.load(spec.task.model_copy(update={"transfer": None}), study.base)
     tokenizer = teacher.load_tokenizer(spec.teacher, study.base)
-    whole = pool.build(task, tokenizer, spec.task.max_length)
-    guide, key = teacher.load(spec.teacher, study.base, whole, spec.search.seed, spec.target.device, objective.silent)
-    none = data.Rows([], None)
-    rows = pool.build(replace(task, transfer=none, held_out=none), tokenizer, spec.task.max_length)
+    rows = pool.build(task, tokenizer, spec.task.max_length)
+    guide, key = teacher.load(spec.teacher, study.base, rows, spec.search.seed, device, objective.silent)
     proxy = {"steps": steps, "batch_tokens": equal_batches(rows, steps, seed), "transfer_share": 0.0}
     changed = {"proxy": spec.proxy.model_copy(update=proxy), "search": spec.search.model_copy(update={"seed": seed})}
     with cache_at(folder):
         start = time.perf_counter()
-        outputs = teacher.outputs(guide, key, rows, signals(study.space, candidates, guide), spec.target.device, objective.silent)
+        outputs = teacher.outputs(guide, key, rows, signals(study.space, candidates, guide), device, objective.silent)
         cache_seconds = time.perf_counter() - start
     bench = objective.Bench(spec.model_copy(update=changed), guide, tokenizer, rows, outputs, facts={})
     padded = [padded_rows(tokenizer, part, spec.task.max_length) for part in (task.train, task.validation)]
@@ -290,7 +289,7 @@ def signals(space: SearchSpace, candidates: list[Params], guide: Any) -> frozens
     shape, wanted = architecture_of(guide.config), {"logits"}
     for params in candidates:
         candidate = search_space.suggest(space, optuna.trial.FixedTrial(params))
-        wanted |= teacher_signals(candidate.distillation, Shapes(candidate.architecture, shape, guide.config.num_labels))
+        wanted |= teacher_signals(candidate.distillation, Shapes(candidate.architecture, shape, classes_of(guide.config)))
     return frozenset(wanted)
 
 

@@ -47,7 +47,7 @@ class Display:
     def proposed(self, number: int, candidate: Candidate, baseline: str | None) -> None:
         """A trial starts."""
         self.started = time.monotonic()
-        self.trial = f"trial {number} of about {self.expected(number)}"
+        self.trial = f"trial {number}{f' of about {self.expected(number)}' if self.known else ''}"
         self.progress(baseline or in_words(candidate), 0, 1)
 
     def found(self, record: Record, known: Sequence[Record]) -> None:

@@ -41,7 +41,8 @@ def mistakes(spec: Teacher, base: Path) -> list[str]:
     if path is None:
         if looks_local(spec.model):
             return [f"teacher.model: '{spec.model}' does not exist (looked in {base} and {Path.cwd()}); correct the path"]
-        return [] if spec.sha256 is None else ["teacher.sha256: can be checked for a local or packaged model only; remove it"]
+        unpinned = [] if spec.sha256 is None else ["teacher.sha256: can be checked for a local or packaged model only; remove it"]
+        return [*unpinned, *_config_mistakes(spec.model, spec.model)]
     missing = [name for name in ("config.json",) if not (path / name).is_file()]
     weights = [path / name for name in WEIGHTS if (path / name).is_file()]
     if missing or not weights:
@@ -49,18 +50,21 @@ def mistakes(spec: Teacher, base: Path) -> list[str]:
         return [
             f"teacher.model: '{spec.model}' is not a Hugging Face model folder: it lacks {lacks}; name a folder made by save_pretrained"
         ]
-    messages = []
-    try:
-        family_of(AutoConfig.from_pretrained(path))
-    except UserError as error:
-        messages += error.messages
-    except (ValueError, OSError) as error:
-        messages.append(
-            f"teacher.model: '{spec.model}' has a config.json that transformers cannot read: {' '.join(str(error).split())[:200]}"
-        )
+    messages = _config_mistakes(spec.model, str(path))
     if spec.sha256 and (found := file_sha256(weights[0])) != spec.sha256:
         messages.append(f"teacher.sha256: {weights[0].name} has {found}, the study pins {spec.sha256}; use that model, or change the pin")
     return messages
+
+
+def _config_mistakes(name: str, place: str) -> list[str]:
+    try:
+        family_of(AutoConfig.from_pretrained(place))
+    except UserError as error:
+        return error.messages
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        return [f"teacher.model: '{name}' has no config.json that transformers can read: {reason}; check the name"]
+    return []
 
 
 def source(spec: Teacher, base: Path) -> str:
@@ -83,7 +87,7 @@ def load(spec: Teacher, base: Path, pool: Pool, seed: int, device: str, progress
     name = source(spec, base)
     model = _classifier(name, pool.classes)
     settings = spec.fine_tune.model_dump() if spec.fine_tune else None
-    key = _digest(_weights_key(model), pool.key if settings else "", json.dumps(settings, sort_keys=True), str(seed if settings else 0))
+    key = _digest(_weights_key(model), pool.train_key if settings else "", json.dumps(settings, sort_keys=True), str(seed if settings else 0))
     if spec.fine_tune is None:
         return model.eval(), key
     folder = cache_folder() / "teachers" / key

@@ -1,5 +1,9 @@
 """Shapes and dtypes in the signatures of the losses are enforced while the tests run: jaxtyping with beartype."""
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
+
 from jaxtyping import install_import_hook
 
 from tests import shape_check

@@ -168,7 +168,7 @@ def recipe_mistakes(recipe: Recipe, shapes: Shapes) -> list[str]:
     messages = [
         f"{name}: must be a number, 0 or more; the value is {value!r}; correct it"
         for name, value in weights
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf")
     ]
     for term in recipe.terms:
         if term.knowledge not in KNOWLEDGE:
@@ -193,7 +193,7 @@ def _refusals(term: Term, shapes: Shapes) -> list[str]:
         teacher = {signal: _blank(signal, shapes.teacher, shapes.classes) for signal in composition.teacher_signals}
         with torch.no_grad():
             composition.term(term, student, teacher, batch)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         return [f"{term.knowledge}: {error}"]
     return []
 

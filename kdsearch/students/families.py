@@ -91,20 +91,21 @@ def narrow(config: PretrainedConfig, architecture: Architecture) -> PretrainedCo
 
 def mistakes(architecture: Architecture, config: PretrainedConfig) -> list[str]:
     """Why no student of this shape can be cut out of this teacher; empty when one can. Rule, value and fix each."""
-    teacher = architecture_of(config)
-    numbers = {
-        "layers": (architecture.layers, teacher.layers),
-        "heads": (architecture.heads, teacher.heads),
-        "head_size": (architecture.head_size, None),
-        "heads x head_size": (architecture.width, teacher.width),
-        "ffn_ratio": (architecture.ffn_ratio, None),
-    }
-    messages = []
-    for name, (value, most) in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            messages.append(f"architecture.{name}: must be a number above 0; the value is {value!r}; correct the search space")
-        elif most is not None and value > most:
+    teacher, neurons, messages = architecture_of(config), getattr(config, family_of(config).ffn), []
+    for name in ("layers", "heads", "head_size"):
+        value, most = getattr(architecture, name), getattr(teacher, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            messages.append(f"architecture.{name}: must be a whole number above 0; the value is {value!r}; correct the search space")
+        elif value > most:
             messages.append(
                 f"architecture.{name}: must not exceed the teacher's {most}; the value is {value}; lower it in the search space"
             )
+    ratio = architecture.ffn_ratio
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < float("inf"):
+        messages.append(f"architecture.ffn_ratio: must be a number above 0; the value is {ratio!r}; correct the search space")
+    elif not messages and architecture.ffn > neurons:
+        messages.append(
+            f"architecture.ffn_ratio: at width {architecture.width} it must leave at most the teacher's {neurons} neurons; "
+            f"the value is {ratio}, which makes {architecture.ffn}; lower it in the search space"
+        )
     return messages

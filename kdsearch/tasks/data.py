@@ -53,14 +53,10 @@ def load(task: Task, base: Path) -> TaskData:
     """
     rows = _keep(read(task.data, base), task.where, "task")
     _need_columns(rows, [task.text, task.label], "task", task.data)
-    texts, labels, classes = _labelled(rows, task)
-    if task.rows is not None and task.rows < len(texts):
-        kept, _ = _divide(Rows(texts, labels), len(texts) - task.rows, task.split.seed)
-        texts, labels = kept.texts, kept.labels or []
-    held = task.split.validation + task.split.test
-    train, rest = _divide(Rows(texts, labels), held, task.split.seed)
-    validation, test = _divide(rest, task.split.test / held, task.split.seed)
-    transfer, held_out = _transfer(task.transfer, base, task.split.seed, known=set(texts)) if task.transfer else ([], [])
+    labelled, classes = _labelled(rows, task)
+    train, validation, test = _split(labelled, classes, task)
+    known = {*train.texts, *validation.texts, *test.texts}
+    transfer, held_out = _transfer(task.transfer, base, task.split.seed, known) if task.transfer else ([], [])
     return TaskData(classes, train, validation, test, Rows(transfer, None), Rows(held_out, None))
 
 
@@ -99,7 +95,7 @@ def mistakes(task: Task, base: Path) -> list[str]:
             _need_columns(rows, [*columns, *where], key, name)
             rows = _keep(rows, where, key)
             if key == "task":
-                _labelled(rows, task)
+                _split(*_labelled(rows, task), task)
         except UserError as error:
             messages += [message if message.startswith(key) else f"{key}.{message}" for message in error.messages]
     return messages
@@ -112,8 +108,28 @@ def sentences(text: str) -> list[str]:
     return [" ".join(piece.split()) for piece in pieces if low <= len(piece.split()) <= high]
 
 
-def _divide(rows: Rows, second: float, seed: int) -> tuple[Rows, Rows]:
-    """Two parts with the classes in equal shares; ``second`` is the size of the second part, a share or a number of rows."""
+def _split(rows: Rows, classes: list[str], task: Task) -> tuple[Rows, Rows, Rows]:
+    """Train, validation and test, each with rows of every class."""
+    seed, kept = task.split.seed, min(task.rows or len(rows.texts), len(rows.texts))
+    of_validation, of_test = round(task.split.validation * kept), round(task.split.test * kept)
+    try:
+        rows = _divide(rows, len(rows.texts) - kept, seed)[0] if kept < len(rows.texts) else rows
+        train, rest = _divide(rows, of_validation + of_test, seed)
+        validation, test = _divide(rest, of_test, seed)
+        whole = all(len(set(part.labels or [])) == len(classes) for part in (train, validation, test))
+    except ValueError:  # scikit-learn's: too few rows to give every class its share
+        whole = False
+    if not whole:
+        sizes = f"{kept - of_validation - of_test}, {of_validation} and {of_test}"
+        raise UserError(
+            f"task.split: train, validation and test each need rows of all {len(classes)} classes; they have {sizes} rows of {kept}; "
+            "give more rows or other shares"
+        )
+    return train, validation, test
+
+
+def _divide(rows: Rows, second: int, seed: int) -> tuple[Rows, Rows]:
+    """Two parts with the classes in equal shares; ``second`` is the number of rows of the second part."""
     first, rest = train_test_split(range(len(rows.texts)), test_size=second, stratify=rows.labels, random_state=seed)
     labels = rows.labels or []
     parts = [Rows([rows.texts[i] for i in part], [labels[i] for i in part]) for part in (first, rest)]
@@ -137,7 +153,8 @@ def _keep(rows: Dataset, where: dict[str, Any], key: str) -> Dataset:
     return rows
 
 
-def _labelled(rows: Dataset, task: Task) -> tuple[list[str], list[int], list[str]]:
+def _labelled(rows: Dataset, task: Task) -> tuple[Rows, list[str]]:
+    """The rows that have a text and a label, and the names of the classes."""
     values, texts = list(rows[task.label]), list(rows[task.text])
     keep = [i for i, (text, value) in enumerate(zip(texts, values, strict=True)) if text and str(text).strip() and value is not None]
     feature = rows.features[task.label]
@@ -155,7 +172,7 @@ def _labelled(rows: Dataset, task: Task) -> tuple[list[str], list[int], list[str
         raise UserError(
             f"task.label: each class needs a row in validation and in test; too few rows of {', '.join(small)}; drop or merge them"
         )
-    return [str(texts[i]) for i in keep], labels, [str(kind) for kind in (names or kinds)]
+    return Rows([str(texts[i]) for i in keep], labels), [str(kind) for kind in (names or kinds)]
 
 
 def _transfer(spec: Transfer, base: Path, seed: int, known: set[str]) -> tuple[list[str], list[str]]:

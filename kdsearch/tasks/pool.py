@@ -27,15 +27,27 @@ class Pool:
     @property
     def key(self) -> str:
         """Content hash of the tokenised rows and of which part each belongs to."""
-        digest = hashlib.sha256(f"{self.classes} {[len(part) for part in (self.train, self.transfer, self.validation)]}".encode())
-        for array in (self.encoded.ids, self.encoded.offsets, self.encoded.labels):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:16]
+        sizes = [len(part) for part in (self.train, self.transfer, self.validation)]
+        return _digest(f"{self.classes} {sizes}", self.encoded.ids, self.encoded.offsets, self.encoded.labels)
+
+    @property
+    def train_key(self) -> str:
+        """Content hash of the labelled train rows alone: all that a fine-tuned teacher depends on."""
+        rows = len(self.train)
+        offsets = self.encoded.offsets[: rows + 1]
+        return _digest(str(self.classes), self.encoded.ids[: offsets[-1]], offsets, self.encoded.labels[:rows])
 
     @property
     def measuring(self) -> np.ndarray:
         """Rows on which the divergence to the teacher is measured: validation and the held-out transfer text; labels are not needed."""
         return np.concatenate([self.validation, self.held_out])
+
+
+def _digest(head: str, *arrays: np.ndarray) -> str:
+    digest = hashlib.sha256(head.encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def build(data: TaskData, tokenizer: Any, max_length: int) -> Pool:

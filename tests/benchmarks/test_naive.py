@@ -71,7 +71,7 @@ def test_padded_rows_are_the_rows_of_kdsearch_in_the_same_order():
     assert padded["labels"] == encoded.labels.tolist()
 
 
-@pytest.mark.parametrize("layers", [1, 3, 4, 6])
+@pytest.mark.parametrize("layers", [1, 4])
 @pytest.mark.parametrize(
     "recipe", [Recipe("kd", 0.5, (KD,)), Recipe("hard", 1.0), Recipe("hidden_mse", 0.3, (KD, HIDDEN))], ids=lambda recipe: recipe.name
 )
@@ -102,9 +102,9 @@ def test_the_naive_way_refuses_a_recipe_that_it_does_not_know():
 
 def test_both_ways_see_as_many_examples_of_the_same_mean_length():
     random = np.random.default_rng(1)
-    lengths = np.clip(random.lognormal(3.1, 0.5, 4000).astype(int), 3, 64)
+    lengths = np.clip(random.normal(27, 11, 6400).astype(int), 3, 64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    some = pooled(Encoded(np.ones(offsets[-1], dtype=np.int32), offsets, np.zeros(4000, dtype=np.int64)))
+    some = pooled(Encoded(np.ones(offsets[-1], dtype=np.int32), offsets, np.zeros(6400, dtype=np.int64)))
     size = naive.equal_batches(some, 50, 0)
     examples, padded, tokens = naive.seen(some, size, 50, 0)
     assert examples == pytest.approx(50 * naive.EXAMPLES_PER_STEP, rel=0.05)

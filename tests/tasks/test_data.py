@@ -155,13 +155,13 @@ def test_sentences_of_one_row_are_all_distilled_on_or_all_held_out(tmp_path: Pat
     assert of_train
     assert of_held_out
     assert not of_train & of_held_out
-    assert len(found.transfer.texts) == 100
+    assert 100 - 7 < len(found.transfer.texts) <= 100  # less what was dropped of the row at the border
     assert len(found.held_out.texts) == 31
 
 
 def test_a_sentence_has_4_to_60_words_and_no_markup() -> None:
-    text = 'Too short. This one is "long enough." <br /><br />And so is this one! Is <b>this</b> one too?  ' + "word " * 61 + "."
-    assert data.sentences(text) == ['This one is "long enough."', "And so is this one!", "Is this one too?"]
+    text = "Too short. This one is long enough. <br /><br />And so is this one! Is <b>this</b> one too?  " + "word " * 61 + "."
+    assert data.sentences(text) == ["This one is long enough.", "And so is this one!", "Is this one too?"]
 
 
 @pytest.mark.parametrize(
@@ -175,13 +175,14 @@ def test_a_sentence_has_4_to_60_words_and_no_markup() -> None:
         ({"where": {"sauce": "a"}}, ["task: rows.csv: unknown column 'sauce'"]),
         ({"where": {"label": 7}}, ["task.where: no row has label = 7; the column holds 0, 1"]),
         ({"label": "one"}, ["task.label: a classification needs 2 to 1000 classes; column 'one' has 1"]),
+        ({"rows": 9, "label": "ten"}, ["task.split: train, validation and test each need rows of all 10 classes; they have 7, 1 and 1 rows of 9"]),
         ({"label": "rare"}, ["task.label: each class needs a row in validation and in test; too few rows of 'x' (1)"]),
         ({"transfer": {"data": "rows.csv", "text": "txt"}, "label": "lable"}, ["'lable'", "task.transfer: rows.csv: unknown column 'txt'"]),
     ],
 )
 def test_what_would_not_load_is_told_before(change: dict[str, Any], expected: list[str], tmp_path: Path) -> None:
-    texts, labels = tiny.texts(60)
-    columns = {"text": texts, "label": labels, "one": ["x"] * 60, "rare": ["x"] + ["y", "z"] * 29 + ["y"]}
+    texts, labels = tiny.texts(100)
+    columns = {"text": texts, "label": labels, "one": ["x"] * 100, "rare": ["x"] + ["y", "z"] * 49 + ["y"], "ten": [*range(10)] * 10}
     tiny.write_csv(tmp_path / "rows.csv", columns)
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "broken.json").write_text('{"text": ')
@@ -192,7 +193,7 @@ def test_what_would_not_load_is_told_before(change: dict[str, Any], expected: li
         data.load(task(**change), tmp_path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     counts=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     validation=st.sampled_from([0.1, 0.125, 0.2, 0.4]),

@@ -43,3 +43,15 @@ def test_the_key_follows_the_content_and_the_parts(tmp_path: Path) -> None:
         "length": pool.build(data, tokenizer, 8),
     }
     assert len({key, *(other.key for other in others.values())}) == len(others) + 1
+
+
+def test_the_key_of_the_train_rows_follows_them_alone(tmp_path: Path) -> None:
+    data, tokenizer = tiny.task_data(), tiny.tokenizer(tmp_path)
+    found = pool.build(data, tokenizer, 32)
+    without = pool.build(replace(data, transfer=Rows([], None), held_out=Rows([], None), validation=data.test), tokenizer, 32)
+    assert without.train_key == found.train_key
+    assert without.key != found.key
+    assert data.train.labels is not None
+    others = [Rows(data.train.texts, data.train.labels[::-1]), Rows(data.train.texts[::-1], data.train.labels)]
+    keys = {pool.build(replace(data, train=rows), tokenizer, 32).train_key for rows in others}
+    assert len({found.train_key, *keys}) == 3

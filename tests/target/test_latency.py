@@ -1,0 +1,144 @@
+import gc
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from kdsearch.study_file import Target
+from kdsearch.target import latency
+from kdsearch.target.latency import compare, measure, median_interval, threads
+from tests import tiny
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Clock:
+    """Time that passes only where a run takes some, so that what is told of noise does not depend on this machine's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def takes(self, seconds: Callable[[], float]) -> Callable[[], None]:
+        def run() -> None:
+            self.now += seconds()
+
+        return run
+
+
+def spinning(seconds: float) -> Callable[[], None]:
+    def spin() -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+
+    return spin
+
+
+def test_of_two_callables_one_of_which_takes_twice_as_long_the_ratio_is_2() -> None:
+    found = compare(spinning(2e-3), spinning(1e-3))
+    assert found.relative == pytest.approx(2, rel=0.1)
+    assert found.relative_low <= found.relative <= found.relative_high
+    assert found.ms == pytest.approx(2, rel=0.25)
+    assert found.reference_ms == pytest.approx(1, rel=0.25)
+    assert found.ms_low <= found.ms <= found.ms_high
+
+
+def test_a_machine_that_gets_slower_all_the_time_does_not_change_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    found = compare(clock.takes(lambda: 4e-4 * (1 + clock.now)), clock.takes(lambda: 8e-4 * (1 + clock.now)))
+    assert found.relative == pytest.approx(0.5, rel=0.01)
+
+
+def test_neither_of_the_two_is_always_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = Clock(monkeypatch), []
+    run, reference = (clock.takes(lambda name=name: order.append(name) or 1e-3) for name in ("run", "reference"))
+    compare(run, reference)
+    behind = order[2 * latency.WARM_UP :]
+    firsts = behind[::2]
+    assert len(behind) == 2 * latency.FEWEST_ROUNDS
+    assert {first != second for first, second in zip(firsts, behind[1::2], strict=True)} == {True}
+    assert 0.2 < firsts.count("run") / len(firsts) < 0.8
+
+
+def test_it_goes_on_until_the_interval_is_narrow_or_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, random = Clock(monkeypatch), np.random.default_rng(0)
+    found = {}
+    for spread in (0.0, 0.08, 0.8):
+        start = clock.now
+        noisy = [clock.takes(lambda spread=spread: 1e-3 * random.lognormal(0, spread)) for _ in range(2)]
+        found[spread] = (compare(*noisy), clock.now - start)
+    (steady, _), (middling, seconds), (wild, all_seconds) = found.values()
+    assert steady.rounds == latency.FEWEST_ROUNDS
+    assert middling.rounds > steady.rounds
+    assert seconds < latency.MOST_SECONDS
+    assert middling.relative_high - middling.relative_low <= 2 * latency.CLOSE_ENOUGH * middling.relative
+    assert all_seconds == pytest.approx(latency.MOST_SECONDS, rel=0.1)
+    assert wild.relative_high - wild.relative_low > 2 * latency.CLOSE_ENOUGH * wild.relative
+
+
+@pytest.mark.parametrize("n", [30, 61, 300])
+def test_the_interval_covers_the_median_as_often_as_it_says(n: int) -> None:
+    random, true = np.random.default_rng(0), np.log(2)  # the median of an exponential distribution
+    intervals = [median_interval(random.exponential(size=n)) for _ in range(3000)]
+    covered = np.mean([low <= true <= high for _, low, high in intervals])
+    assert 0.94 <= covered <= 0.985
+    assert all(low <= middle <= high for middle, low, high in intervals)
+
+
+def test_the_median_of_few_values_stays_among_them() -> None:
+    assert median_interval(np.array([3.0, 1.0, 2.0])) == (2.0, 1.0, 3.0)
+
+
+def test_threads_are_as_before_also_after_an_error() -> None:
+    before = torch.get_num_threads()
+    with threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with pytest.raises(KeyError), threads(before + 1):
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_garbage_is_not_collected_while_something_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, seen = Clock(monkeypatch), []
+    compare(clock.takes(lambda: seen.append(gc.isenabled()) or 1e-3), clock.takes(lambda: 1e-3))
+    assert seen[latency.WARM_UP :] == [False] * latency.FEWEST_ROUNDS
+    assert gc.isenabled()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_student_of_half_the_depth_takes_about_half_the_time() -> None:
+    deep = tiny.teacher(num_hidden_layers=8)
+    found = measure(tiny.teacher(num_hidden_layers=4), deep, Target(sequence_length=32, batch_size=2))
+    same = measure(deep, deep, Target(sequence_length=32, batch_size=2))
+    assert 0.4 < found.relative < 0.75
+    assert same.relative == pytest.approx(1, abs=0.1)
+
+
+def test_a_model_runs_on_the_target_s_batch_and_threads_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, few in (("MOST_SECONDS", 0.0), ("WARM_UP", 1), ("FEWEST_ROUNDS", 1)):
+        monkeypatch.setattr(latency, name, few)
+    model, seen = tiny.teacher(num_hidden_layers=1), []
+
+    def look(_: torch.nn.Module, __: tuple, inputs: dict[str, torch.Tensor]) -> None:
+        seen.append((tuple(inputs["input_ids"].shape), inputs["attention_mask"].min().item(), torch.get_num_threads(), torch.is_inference_mode_enabled()))
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    target = Target(batch_size=3, sequence_length=20, threads=2)
+    measure(model, model, target)
+    assert set(seen) == {((3, 20), 1, 2, True)}
+    seen.clear()
+    measure(model, model, target.model_copy(update={"threads": 1}))
+    assert {threads for _, _, threads, _ in seen} == {1}
+
+

@@ -1,0 +1,228 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdsearch import check, search_space
+from kdsearch.distillation.strategies import Shapes, recipe_mistakes
+from kdsearch.errors import UserError
+from kdsearch.students.families import mistakes
+from kdsearch.study_file import Limits
+from tests import tiny
+
+SPACE = tiny.space_content()
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    tiny.write_yaml(folder / "study.yaml", tiny.study(folder))
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a study that is right, to be spoiled."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
+    return Path(shutil.copytree(original, tmp_path / "study"))
+
+
+def changed(folder: Path, **sections: Any) -> Path:
+    """The study with some keys of its sections replaced."""
+    path = folder / "study.yaml"
+    content = yaml.safe_load(path.read_text())
+    for name, value in sections.items():
+        content[name] = {**content.get(name, {}), **value} if isinstance(value, dict) else value
+    return tiny.write_yaml(path, content)
+
+
+def space(folder: Path, **sections: Any) -> None:
+    content = json.loads(json.dumps(SPACE))
+    for name, value in sections.items():
+        content[name] = {**content[name], **value} if name == "architecture" else value
+    tiny.write_yaml(folder / "space.yaml", content)
+
+
+def messages_of(path: Path, **options: Any) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        check.open_files(path, **options)
+    return caught.value.messages
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_a_study_that_is_right_opens_and_nothing_is_written(folder: Path) -> None:
+    before = files(folder)
+    study = check.open_files(folder / "study.yaml", overrides={"trials": 7, "minutes": None})
+    assert study.folder == folder / "tiny"
+    assert study.base == folder
+    assert study.space == search_space.load(folder / "space.yaml")
+    assert (study.spec.search.trials, study.spec.search.minutes) == (7, 30)
+    assert files(folder) == before
+    assert check.open_files(folder / "study.yaml", out=folder / "elsewhere").folder == folder / "elsewhere"
+
+
+def test_a_study_s_folder_leads_back_to_the_same_study(folder: Path) -> None:
+    study = check.open_files(folder / "study.yaml")
+    facts = json.loads(json.dumps({"base": str(study.base), "spec": study.spec.model_dump(), "space": study.space.content}))
+    assert check.from_facts(facts, study.folder) == study
+
+
+def test_all_kinds_of_mistakes_are_reported_together_and_nothing_is_written(folder: Path) -> None:
+    tiny.write_yaml(folder / "space.yaml", {"architecture": {"layers": {"int": [3, 1]}, "heads": 4, "head_size": 6}})
+    (folder / "tiny").write_text("a file where the results should go")
+    path = changed(
+        folder,
+        teacher={"sha256": "0" * 64},
+        task={"text": "txet", "transfer": {"data": "absent.csv"}},
+        search={"minuts": 3},
+        limits={"parameters": "few"},
+        proxi={},
+    )
+    before = files(folder)
+    messages = messages_of(path)
+    expected = {
+        "an unknown section": f"{path}: unknown key 'proxi'; did you mean 'proxy'?",
+        "an unknown key": f"{path}: search: unknown key 'minuts'; did you mean 'minutes'?",
+        "a wrong type": f"{path}: limits.parameters: ",
+        "a range upside down": "space.yaml: architecture.layers: low must not exceed high",
+        "a missing key of the space": "space.yaml: architecture.ffn_ratio is missing",
+        "other weights": f"{path}: teacher.sha256: model.safetensors has ",
+        "a missing column": f"{path}: task: rows.csv: unknown column 'txet'; did you mean 'text'?",
+        "a missing file": f"{path}: task.transfer.data: 'absent.csv' does not exist",
+        "an output folder that is a file": f"output folder: {folder / 'tiny'} is a file",
+    }
+    assert [kind for kind, part in expected.items() if not any(part in message for message in messages)] == [], messages
+    assert len(messages) == len(expected)
+    assert files(folder) == before
+
+
+def no_model(folder: Path) -> None:
+    (folder / "model" / "config.json").unlink()
+
+
+def a_file_above(folder: Path) -> None:
+    (folder / "results").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sections", "expected"),
+    [
+        (no_model, {}, "teacher.model: 'model' is not a Hugging Face model folder: it lacks config.json"),
+        (None, {"teacher": {"model": "absent/model/folder"}}, "teacher.model: 'absent/model/folder' does not exist"),
+        (None, {"teacher": {"model": "nobody/no-such-model"}}, "teacher.model: 'nobody/no-such-model' "),
+        (None, {"task": {"data": "absent.csv"}}, "task.data: 'absent.csv' does not exist"),
+        (None, {"task": {"where": {"source": "c"}}}, "task.where: no row has source = 'c'"),
+        (None, {"task": {"label": "source", "max_length": 65}}, "task.max_length: must not exceed the teacher's 64 positions; the value is 65"),
+        (None, {"target": {"sequence_length": 100}}, "target.sequence_length: must not exceed the teacher's 64 positions; the value is 100"),
+        (None, {"space": "absent.yaml"}, "absent.yaml: cannot be read (No such file or directory)"),
+        (None, {"limits": {"parameters": 100}}, "limits.parameters: the smallest student of the space has "),
+        (None, {"limits": {"megabytes": 0.001}}, "limits.megabytes: the smallest student of the space has "),
+        (a_file_above, {"name": "results"}, "results is a file, not a folder; choose another with --out"),
+    ],
+)
+def test_each_kind_of_mistake_alone(
+    spoil: Callable[[Path], None] | None, sections: dict[str, Any], expected: str, folder: Path
+) -> None:
+    if spoil:
+        spoil(folder)
+    (message,) = messages_of(changed(folder, **sections))
+    assert expected in message, message
+
+
+def test_a_folder_below_a_file_is_refused(folder: Path) -> None:
+    (message,) = messages_of(folder / "study.yaml", out=folder / "rows.csv" / "results")
+    assert message.startswith(f"output folder: {folder / 'rows.csv'} is a file")
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"architecture": {"layers": {"int": [1, 5]}}}, "architecture.layers: must not exceed the teacher's 4; the value is 5"),
+        ({"architecture": {"layers": {"float": [1, 4]}}}, "architecture.layers: must be a whole number"),
+        ({"architecture": {"heads": {"choice": ["two", 4]}, "head_size": "x"}}, "architecture.heads: must be a whole number"),
+        ({"architecture": {"layers": [1, 4]}}, "architecture.layers: must be a whole number above 0; the value is [1, 4]"),
+        ({"architecture": {"head_size": {"choice": [6, 24]}}}, "architecture.head_size: must not exceed the teacher's 12"),
+        ({"initialization": {"layers": {"choice": ["first", "middle"]}}}, "initialization.layers: must be one of random, first"),
+        ({"initialization": {"width": "svd"}}, "initialization.width: must be one of slice"),
+        ({"training": {"learning_rate": {"float": [1e-4, 3]}}}, "training.learning_rate: must lie between 0 and 1; the value is 3"),
+        ({"training": {"learning_rate": "3e-4x"}}, "training.learning_rate: must lie between 0 and 1"),
+        ({"distillation": {"kd": {"temprature": 2}}}, "distillation.custom: kd: unknown knob 'temprature'; did you mean 'temperature'?"),
+        ({"distillation": {"kd": 2.0}}, "distillation.kd: must hold knobs"),
+        ({"distillation": {"one_of": {"a": {"hard_weight": 0.0}, "b": {}}}}, "distillation.a: hard_weight and every term's weight are 0"),
+        ({"distillation": {"one_of": {"a": {}, "b": {"coss": {}}}}}, "distillation.b: unknown knowledge type 'coss'; did you mean 'cos'?"),
+    ],
+)
+def test_a_space_with_a_candidate_that_cannot_be_trained_is_refused(sections: dict[str, Any], expected: str, folder: Path) -> None:
+    space(folder, **sections)
+    messages = messages_of(folder / "study.yaml")
+    assert any(message.startswith(f"space.yaml: {expected}") for message in messages), messages
+
+
+def test_a_mistake_that_only_two_choices_together_make_is_found(folder: Path) -> None:
+    """16 divides 2 x 16, 3 x 16 and 2 x 24, but not 3 x 24."""
+    content = {"layers": 1, "heads": {"choice": [2, 3]}, "head_size": {"choice": [16, 24]}, "ffn_ratio": 1}
+    found = search_space.parse({"architecture": content, "distillation": {"minilmv2": {"relation_heads": 16}}})
+    teacher = tiny.config(hidden_size=96, num_attention_heads=4, intermediate_size=384)
+    (message,) = check.space_mistakes(found, teacher)
+    assert "relation_heads must divide the student's hidden size; got 16 for 72" in message
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize(
+    "sections",
+    [{}, {"heads": {"choice": [2, 3, 4]}, "head_size": {"choice": [4, 6, 10]}}, {"ffn_ratio": {"float": [0.5, 8]}}],
+    ids=str,
+)
+def test_every_candidate_of_a_space_without_mistakes_can_be_built_and_distilled(sections: dict[str, Any], data: st.DataObject) -> None:
+    teacher = tiny.config()
+    found = search_space.parse({**SPACE, "architecture": {**SPACE["architecture"], **sections}})
+    right = check.space_mistakes(found, teacher) == []
+    candidate = data.draw(tiny.candidates(found))
+    shapes = Shapes(candidate.architecture, tiny.SHAPE, 2)
+    wrong = mistakes(candidate.architecture, teacher) or recipe_mistakes(candidate.distillation, shapes)
+    assert not (right and wrong), (candidate, wrong)
+
+
+def test_the_classes_are_those_of_the_task_and_not_of_the_model_that_is_fine_tuned(folder: Path) -> None:
+    texts, labels = tiny.texts(120, classes=3)
+    tiny.write_csv(folder / "rows.csv", {"text": texts, "label": labels})
+    model = folder / "model"
+    config = json.loads((model / "config.json").read_text())
+    assert "id2label" not in config  # a plain model of two outputs, as any that was never fine-tuned
+    space(folder, distillation={"dkd": {}})  # needs three classes
+    assert check.open_files(folder / "study.yaml").spec.name == "tiny"
+    tiny.write_csv(folder / "rows.csv", {"text": tiny.texts(120)[0], "label": tiny.texts(120)[1]})
+    (message,) = messages_of(folder / "study.yaml")
+    assert "dkd: the number of classes of this loss must be at least 3; got 2" in message
+
+
+def test_limits_that_the_smallest_student_meets_are_no_mistake() -> None:
+    found, teacher = search_space.parse(SPACE), tiny.config()
+    (message,) = check.limit_mistakes(Limits(parameters=1000), found, teacher)
+    count = int(message.partition(" has ")[2].partition(",")[0] + message.partition(" has ")[2].partition(",")[2][:3])
+    assert check.limit_mistakes(Limits(parameters=count + 10), found, teacher) == []
+    assert check.limit_mistakes(Limits(parameters=count - 10), found, teacher) != []
+
+
+def test_a_latency_that_no_student_can_reach_is_refused_by_measurement(folder: Path) -> None:
+    study = check.open_files(changed(folder, limits={"latency_ms": 1e-6, "latency_relative": 2.0}))
+    with pytest.raises(UserError) as caught:
+        check.refuse_unreachable(study, folder / "study.yaml")
+    (message,) = caught.value.messages
+    assert "limits.latency_ms: the smallest student of the space takes " in message
+    assert "above the limit 1e-06; raise it or widen the space" in message
+    check.refuse_unreachable(check.open_files(changed(folder, limits={"latency_ms": 1e6})), folder / "study.yaml")

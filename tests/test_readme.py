@@ -1,0 +1,175 @@
+"""Every command of the README is run as it is written, on the smoke study in place of the one that a reader would use."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+COMMANDS = [line for line in LINES if line.startswith("kdsearch ")]
+INSTALLS = [line for line in LINES if line.startswith("pip install")]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the shipped studies and spaces, in which the quickstart is as short as the smoke study."""
+    place = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "search_spaces", place / "search_spaces")
+    (place / "studies").mkdir()
+    smoke = (ROOT / "studies" / "smoke.yaml").read_text(encoding="utf-8").replace("name: smoke", "name: quickstart")
+    (place / "studies" / "quickstart.yaml").write_text(smoke.replace("trials: 12", "trials: 5"), encoding="utf-8")
+    done = run(place, "kdsearch run studies/quickstart.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "Pareto front" in done.stdout
+    return place
+
+
+def run(place: Path, command: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", "from kdsearch.cli import main; main()", *command.split()[1:]]
+    return subprocess.run(program, cwd=place, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_readme_has_its_commands() -> None:
+    assert len(COMMANDS) >= 8
+    assert any("[quickstart]" in line and "kdsearch run studies/quickstart.yaml" in line for line in INSTALLS)
+    assert any("[test]" in line and line.endswith("&& pytest") for line in INSTALLS)
+    assert {line.split()[1] for line in COMMANDS} == {"run", "check", "front", "train", "guideline", "report", "rerun", "dashboard"}
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "dashboard" not in line])
+def test_a_command_of_the_readme_works_as_written(workplace: Path, command: str) -> None:
+    done = run(workplace, command)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_study_folder_holds_what_the_readme_promises(workplace: Path) -> None:
+    folder = workplace / "studies" / "quickstart"
+    for name in ("study.db", "trials.jsonl", "front.json", "report.html", "guideline.md", "guideline.json"):
+        assert (folder / name).stat().st_size > 0
+    front = json.loads((folder / "front.json").read_text())
+    wanted = {"trial", "state", "accuracy", "accuracy_se", "latency_ms", "latency_relative", "parameters", "steps", "seconds", "divergence"}
+    for row in [*front["front"], *map(json.loads, (folder / "trials.jsonl").read_text().splitlines())]:
+        assert wanted | {"candidate", "seed", "reason"} <= set(row)
+    assert [row["baseline"] for row in front["baselines"]] == ["no-kd", "distilbert", "tinybert"]
+
+
+def test_run_again_trains_nothing(workplace: Path) -> None:
+    before = (workplace / "studies" / "quickstart" / "trials.jsonl").read_text()
+    assert run(workplace, "kdsearch run studies/quickstart.yaml").returncode == 0
+    assert (workplace / "studies" / "quickstart" / "trials.jsonl").read_text() == before
+
+
+def test_front_as_json(workplace: Path) -> None:
+    assert json.loads(run(workplace, "kdsearch front studies/quickstart --json").stdout)["study"] == "quickstart"
+
+
+def test_an_export_loads_without_kdsearch_and_gives_its_recorded_accuracy(workplace: Path) -> None:
+    assert run(workplace, "kdsearch train studies/quickstart --pick fastest --steps 3").returncode == 0
+    exports = sorted((workplace / "studies" / "quickstart" / "exports").glob("*/result.json"))
+    assert exports
+    for result in exports:
+        recorded = json.loads(result.read_text())
+        assert recorded["round_trip_difference"] <= 1e-4
+        assert {"test_accuracy", "test_accuracy_se", "teacher_test_accuracy", "validation_accuracy"} <= set(recorded)
+        program = (
+            "import sys\nfrom transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
+            f"place = {str(result.parent / 'model')!r}\n"
+            "model = AutoModelForSequenceClassification.from_pretrained(place)\n"
+            "tokens = AutoTokenizer.from_pretrained(place)('a gripping film', return_tensors='pt')\n"
+            "print(model(**tokens).logits.shape[1], model.num_parameters(), 'kdsearch' in sys.modules)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["2", str(recorded["parameters"]), "False"]
+    report = (workplace / "studies" / "quickstart" / "report.html").read_text(encoding="utf-8")
+    assert "test" in report
+
+
+@pytest.fixture
+def served(workplace: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = [sys.executable, "-c", "from kdsearch.cli import main; main()", "dashboard", "studies/quickstart.yaml", "--port", str(port)]
+    process = subprocess.Popen(program, cwd=workplace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(timeout=20)
+
+
+def test_the_dashboard_shows_the_study(served: str) -> None:
+    for _ in range(120):
+        try:
+            with urllib.request.urlopen(f"{served}/api/studies", timeout=5) as answer:
+                studies = json.load(answer)
+            break
+        except OSError:
+            time.sleep(0.5)
+    assert [study["study_name"] for study in studies["study_summaries"]] == ["quickstart"]
+    with urllib.request.urlopen(f"{served}/api/studies/{studies['study_summaries'][0]['study_id']}?after=0", timeout=5) as answer:
+        study = json.load(answer)
+    assert study["metric_names"] == ["accuracy", "log latency (relative to the teacher)"]
+    assert all(trial["note"]["body"] for trial in study["trials"])
+
+
+def mistakes(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("error:")]
+
+
+def test_all_mistakes_of_a_file_are_named_at_once_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "not_a_model").mkdir()
+    (tmp_path / "data.csv").write_text("txt,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(40)))
+    (tmp_path / "bad.yaml").write_text(
+        "name: bad\nteacher: {model: ./not_a_model}\ntask: {data: data.csv}\nspace: nowhere.yaml\n"
+        "limits: {latency_relative: -1}\nserach: {minutes: 1}\nproxy: {steps: many}\n"
+    )
+    before = sorted(tmp_path.rglob("*"))
+    done = run(tmp_path, "kdsearch run bad.yaml")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for words in ("did you mean 'search'", "lacks config.json", "unknown column 'text'", "latency_relative", "proxy.steps", "nowhere.yaml"):
+        assert words in done.stderr, done.stderr
+    assert len(mistakes(done.stderr)) == 6
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_limit_that_no_student_can_meet_is_refused_before_anything_is_written(workplace: Path, tmp_path: Path) -> None:
+    text = (workplace / "studies" / "quickstart.yaml").read_text().replace("latency_relative: 0.7", "latency_ms: 0.0001")
+    (workplace / "studies" / "impossible.yaml").write_text(text)
+    done = run(workplace, f"kdsearch run studies/impossible.yaml --out {tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert "the smallest student of the space takes" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_study_is_not_mixed_with_the_old_one(workplace: Path) -> None:
+    folder = workplace / "studies"
+    text = (folder / "quickstart.yaml").read_text().replace("steps: 5,", "steps: 6,")
+    (folder / "changed.yaml").write_text(text)
+    done = run(workplace, f"kdsearch run studies/changed.yaml --out {folder / 'quickstart'}")
+    assert done.returncode == 2
+    assert "proxy differs" in done.stderr
+
+
+@pytest.mark.parametrize(("command", "words"), [
+    ("kdsearch front nowhere", "nowhere"),
+    ("kdsearch train studies/quickstart --pick fastets", "--pick"),
+    ("kdsearch train studies/quickstart --pick 999", "trial 999"),
+    ("kdsearch rerun studies/quickstart 999", "trial 999"),
+])
+def test_a_wrong_name_is_answered_with_the_right_ones(workplace: Path, command: str, words: str) -> None:
+    done = run(workplace, command)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert words in done.stderr

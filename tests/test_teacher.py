@@ -1,0 +1,261 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertModel, PreTrainedModel
+
+from kdsearch import teacher
+from kdsearch.distillation.loop import accelerator
+from kdsearch.distillation.signals import observe
+from kdsearch.errors import UserError
+from kdsearch.resources import file_sha256
+from kdsearch.study_file import FineTune, Teacher
+from kdsearch.tasks import pool
+from kdsearch.tasks.batches import collate
+from kdsearch.tasks.pool import Pool
+from tests import tiny
+
+SIGNALS = frozenset({"logits", "hidden.embedding", "hidden.2", "query.3", "key.3", "value.0"})
+TUNED = Teacher(model="model", fine_tune=FineTune(epochs=6, learning_rate=2e-3))
+AS_IT_IS = Teacher(model="model", fine_tune=None)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Pool:
+    tiny.save(tmp_path / "model")
+    return tiny.rows(tmp_path)
+
+
+class Events(list):
+    """Progress that is kept: (stage, done, total)."""
+
+    def __call__(self, *event: Any) -> None:
+        self.append(event)
+
+    def of(self, stage: str) -> int:
+        return sum(stage in event[0] for event in self)
+
+
+def load(spec: Teacher, base: Path, rows: Pool, seed: int = 0) -> tuple[PreTrainedModel, str, Events]:
+    events = Events()
+    model, key = teacher.load(spec, base, rows, seed, "cpu", events)
+    return model, key, events
+
+
+def forwards(model: PreTrainedModel) -> list[int]:
+    """Grows by one with each forward pass."""
+    seen: list[int] = []
+    model.register_forward_hook(lambda *_: seen.append(1))
+    return seen
+
+
+def cross_entropy(model: PreTrainedModel, rows: Pool) -> float:
+    logits = teacher.predict(model, rows.encoded, rows.train, rows.pad_id, "cpu")
+    labels = torch.from_numpy(rows.encoded.labels[rows.train])
+    return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), labels))
+
+
+def test_a_teacher_is_fine_tuned_once_and_then_reused(tmp_path: Path, rows: Pool, cache: Path) -> None:
+    tuned, key, events = load(TUNED, tmp_path, rows)
+    steps = events.of("fine-tuning")
+    assert steps == events[-1][2] > 0
+    assert cross_entropy(tuned, rows) < 0.7 * cross_entropy(load(AS_IT_IS, tmp_path, rows)[0], rows)
+    again, same_key, silence = load(TUNED, tmp_path, rows)
+    assert (same_key, silence.of("fine-tuning")) == (key, 0)
+    assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), again.parameters(), strict=True))
+    assert again.config.id2label == {0: "negative", 1: "positive"}
+    assert [folder.name for folder in (cache / "teachers").iterdir()] == [key]
+    assert (cache / "teachers" / key / "tokenizer.json").is_file()
+
+
+def test_word_embeddings_stay_when_the_study_freezes_them(tmp_path: Path, rows: Pool) -> None:
+    before = load_file(tmp_path / "model" / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    for freeze in (True, False):
+        spec = Teacher(model="model", fine_tune=FineTune(epochs=1, freeze_embeddings=freeze))
+        model = load(spec, tmp_path, rows)[0]
+        assert torch.equal(model.bert.embeddings.word_embeddings.weight, before) is freeze
+        assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_part_of_an_epoch_is_part_of_its_steps(tmp_path: Path, rows: Pool) -> None:
+    whole, half = (load(Teacher(model="model", fine_tune=FineTune(epochs=epochs)), tmp_path, rows)[2].of("fine") for epochs in (4, 2))
+    assert whole == 2 * half > 0
+
+
+def test_a_teacher_that_is_not_fine_tuned_is_the_model_of_the_folder(tmp_path: Path, rows: Pool, cache: Path) -> None:
+    model, _, events = load(AS_IT_IS, tmp_path, rows)
+    expected = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+    assert not model.training
+    assert events == []
+    assert not cache.exists()
+
+
+def test_the_key_follows_content_and_nothing_else(tmp_path: Path, rows: Pool) -> None:
+    quick = Teacher(model="model", fine_tune=FineTune(epochs=0.1))
+    key = load(quick, tmp_path, rows)[1]
+    shutil.copytree(tmp_path / "model", tmp_path / "moved")
+    tiny.save(tmp_path / "other", seed=5)
+    more = replace(tiny.task_data(), transfer=tiny.task_data().held_out)
+    assert load(quick.model_copy(update={"model": "moved"}), tmp_path, rows)[1] == key
+    assert load(quick, tmp_path, pool.build(more, tiny.tokenizer(tmp_path), 32))[1] == key  # it is not fine-tuned on transfer text
+    others = [
+        load(quick.model_copy(update={"model": "other"}), tmp_path, rows)[1],
+        load(quick, tmp_path, tiny.rows(tmp_path, train=46))[1],
+        load(Teacher(model="model", fine_tune=FineTune(epochs=0.2)), tmp_path, rows)[1],
+        load(quick, tmp_path, rows, seed=1)[1],
+        load(AS_IT_IS, tmp_path, rows)[1],
+    ]
+    assert len({key, *others}) == 6
+    assert load(AS_IT_IS, tmp_path, rows, seed=1)[1] == others[-1]
+
+
+def test_a_model_without_a_head_gets_the_same_new_one_each_time(tmp_path: Path, rows: Pool) -> None:
+    BertModel(tiny.config()).save_pretrained(tmp_path / "base")
+    spec = Teacher(model="base", fine_tune=None)
+    (one, key, _), (again, same_key, _) = (load(spec, tmp_path, rows) for _ in range(2))
+    assert key == same_key
+    assert torch.equal(one.classifier.weight, again.classifier.weight)
+
+
+def test_weights_that_cannot_be_loaded_are_the_user_s_to_mend(tmp_path: Path, rows: Pool) -> None:
+    tiny.save(tmp_path / "three", classes=3)
+    with pytest.raises(UserError, match="'.*three' cannot be loaded as a classifier of 2 classes"):
+        load(Teacher(model="three"), tmp_path, rows)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="'.*model' cannot be loaded"):
+        load(AS_IT_IS, tmp_path, rows)
+
+
+def test_outputs_are_computed_once_and_then_read(tmp_path: Path, rows: Pool, cache: Path) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    seen, events = forwards(model), Events()
+    first = teacher.outputs(model, key, rows, SIGNALS, "cpu", events)
+    assert seen
+    assert events[-1][1] == events[-1][2] == len(rows.encoded.ids)
+    computed = len(seen)
+    again = teacher.outputs(model, key, rows, SIGNALS, "cpu", events)
+    assert len(seen) == computed
+    assert all(np.array_equal(again.arrays[signal], first.arrays[signal]) for signal in SIGNALS)
+    assert len(list((cache / "outputs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("what", ["rows", "signals", "teacher"])
+def test_outputs_of_other_content_are_computed_anew_beside_the_old(what: str, tmp_path: Path, rows: Pool, cache: Path) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    teacher.outputs(model, key, rows, frozenset({"logits"}), "cpu", Events())
+    seen = forwards(model)
+    other_rows = tiny.rows(tmp_path, train=46) if what == "rows" else rows
+    signals = frozenset({"logits", "hidden.0"}) if what == "signals" else frozenset({"logits"})
+    found = teacher.outputs(model, "another" if what == "teacher" else key, other_rows, signals, "cpu", Events())
+    assert seen
+    assert len(list((cache / "outputs").iterdir())) == 2
+    assert len(found.arrays["logits"]) == len(other_rows.encoded)
+
+
+def test_cached_outputs_are_those_of_a_forward_pass(tmp_path: Path, rows: Pool) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    outputs = teacher.outputs(model, key, rows, SIGNALS, "cpu", Events())
+    some = np.random.default_rng(0).permutation(len(rows.encoded))[:9]  # other rows together than when they were computed
+    batch = collate(rows.encoded, some, rows.pad_id, torch.device("cpu"))
+    with torch.inference_mode(), accelerator("cpu").autocast():
+        direct = observe(model, batch, SIGNALS)
+    found = outputs.batch(SIGNALS, batch)
+    torch.testing.assert_close(found.pop("logits"), direct.pop("logits").float(), rtol=0, atol=1e-5)
+    assert set(found) == set(direct)
+    padding = batch.attention_mask == 0
+    assert padding.any()
+    for signal, values in found.items():
+        of_model = direct[signal]
+        if of_model.ndim == 4:  # [batch, heads, seq, head size] --> head by head side by side
+            of_model = torch.cat(list(of_model.unbind(1)), dim=2)
+        assert values.dtype == torch.bfloat16
+        assert not values[padding].any(), signal
+        torch.testing.assert_close(values[~padding].float(), of_model[~padding].float(), rtol=2**-8, atol=1e-5, msg=signal)
+
+
+def test_predictions_stand_in_the_order_of_the_rows(tmp_path: Path, rows: Pool) -> None:
+    model = tiny.teacher()
+    some = np.random.default_rng(0).permutation(len(rows.encoded))[:30]
+    found = teacher.predict(model, rows.encoded, some, rows.pad_id, "cpu")
+    for place, row in enumerate(some[:8]):
+        one = collate(rows.encoded, np.array([row]), rows.pad_id, torch.device("cpu"))
+        with torch.inference_mode(), accelerator("cpu").autocast():
+            logits = model(input_ids=one.input_ids, attention_mask=one.attention_mask).logits
+        np.testing.assert_allclose(found[place], logits[0].float().numpy(), atol=1e-5)
+
+
+def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "outputs"
+    with pytest.raises(KeyError), teacher.written_aside(folder) as aside:
+        (aside / "half.npy").write_text("x")
+        raise KeyError
+    assert list((tmp_path / "deep").iterdir()) == []
+    with teacher.written_aside(folder) as aside:
+        (aside / "whole.npy").write_text("x")
+        assert not folder.exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["outputs"]
+    assert (folder / "whole.npy").read_text() == "x"
+
+
+def test_outputs_that_fail_half_way_leave_nothing_that_could_be_taken_for_whole(tmp_path: Path, rows: Pool, cache: Path) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+
+    def stop(*event: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teacher.outputs(model, key, rows, SIGNALS, "cpu", stop)
+    assert list((cache / "outputs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("./absent", "teacher.model: './absent' does not exist"),
+        ("package://no_such_package/model", "teacher.model: package://no_such_package/model: the Python package 'no_such_package' is not"),
+        ("empty", "teacher.model: 'empty' is not a Hugging Face model folder: it lacks config.json and model.safetensors"),
+        ("rows.csv", "teacher.model: 'rows.csv' is not a Hugging Face model folder"),
+        ("no_weights", "teacher.model: 'no_weights' is not a Hugging Face model folder: it lacks model.safetensors"),
+        ("not_json", "teacher.model: 'not_json' has no config.json that transformers can read"),
+        ("no_type", "teacher.model: 'no_type' has no config.json that transformers can read"),
+        ("distilbert", "teacher.model: unknown model type 'distilbert'; did you mean 'bert'?"),
+        ("nobody/no-such-model", "teacher.model: 'nobody/no-such-model' has no config.json that transformers can read"),
+    ],
+)
+def test_a_teacher_that_cannot_be_used_is_told_before(
+    model: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "rows.csv").touch()
+    configs = {"empty": None, "no_weights": {"model_type": "bert"}, "not_json": "{", "no_type": {}, "distilbert": {"model_type": "distilbert"}}
+    for name, config in configs.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        if config is not None:
+            (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+        if name in ("not_json", "no_type", "distilbert"):
+            (folder / "model.safetensors").touch()
+    (message,) = teacher.mistakes(Teacher(model=model), tmp_path)
+    assert message.startswith(expected), message
+
+
+def test_other_weights_than_the_pinned_ones_are_refused(tmp_path: Path) -> None:
+    tiny.save(tmp_path / "model")
+    pin = file_sha256(tmp_path / "model" / "model.safetensors")
+    assert teacher.mistakes(Teacher(model="model", sha256=pin), tmp_path) == []
+    (message,) = teacher.mistakes(Teacher(model="model", sha256="0" * 64), tmp_path)
+    assert message.startswith(f"teacher.sha256: model.safetensors has {pin}, the study pins 0000")
