@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
 from kdsearch import cost, search_space, study_file, teacher
+from kdsearch.candidate import Architecture, Recipe
 from kdsearch.distillation.strategies import Shapes, recipe_mistakes
 from kdsearch.errors import UserError
 from kdsearch.search_space import SearchSpace
@@ -17,6 +18,7 @@ from kdsearch.students.initialize import LAYERS, WIDTHS
 from kdsearch.study_file import StudySpec
 from kdsearch.target.latency import measure
 from kdsearch.tasks import data
+from kdsearch.tasks.batches import LENGTH_STEP
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
             messages += error.messages
     teacher_messages = teacher.mistakes(right["teacher"], base) if "teacher" in right else []
     messages += [f"{path}: {message}" for message in teacher_messages]
-    if "task" in right:
-        messages += [f"{path}: {message}" for message in data.mistakes(right["task"], base)]
-    if space and "teacher" in right and not teacher_messages:
-        config = AutoConfig.from_pretrained(teacher.source(right["teacher"], base))
-        messages += [f"{right['space']}: {message}" for message in space_mistakes(space, config)]
-        if "limits" in right and not messages:
+    task_messages = data.mistakes(right["task"], base) if "task" in right else []
+    messages += [f"{path}: {message}" for message in task_messages]
+    if "teacher" in right and not teacher_messages:
+        # The head gets the task's classes, whatever the model was trained for.
+        known = {"num_labels": len(data.classes(right["task"], base))} if "task" in right and not task_messages else {}
+        config = AutoConfig.from_pretrained(teacher.source(right["teacher"], base), **known)
+        messages += [f"{path}: {message}" for message in length_mistakes(right, config)]
+        messages += [f"{right['space']}: {message}" for message in (space_mistakes(space, config) if space else [])]
+        if space and "limits" in right and not messages:
             messages += [f"{path}: {message}" for message in limit_mistakes(right["limits"], space, config)]
     folder = out.resolve() if out else base / right.get("name", path.stem)
     messages += _folder_mistakes(folder)
@@ -94,10 +99,10 @@ def refuse_unreachable(study: Study, path: Path) -> None:
 
 
 def space_mistakes(space: SearchSpace, config: PretrainedConfig) -> list[str]:
-    """Why some candidate of the space could not be built or distilled; every branch and every end of a range is looked at."""
-    shape, messages = architecture_of(config), []
-    for candidate in search_space.each_branch(space):
-        messages += shape_mistakes(candidate.architecture, config)
+    """Why some candidate of the space could not be built or distilled: every architecture of its choices, with every recipe."""
+    shapes, candidates = list(search_space.each_architecture(space)), list(search_space.each_branch(space))
+    messages = [message for shape in shapes for message in shape_mistakes(shape, config)]
+    for candidate in candidates:
         start, rate = candidate.initialization, candidate.training.learning_rate
         if start.layers not in LAYERS:
             messages.append(f"initialization.layers: must be one of {', '.join(LAYERS)}; the value is {start.layers!r}; correct it")
@@ -105,9 +110,33 @@ def space_mistakes(space: SearchSpace, config: PretrainedConfig) -> list[str]:
             messages.append(f"initialization.width: must be one of {', '.join(WIDTHS)}; the value is {start.width!r}; correct it")
         if not isinstance(rate, int | float) or not 0 < rate < 1:
             messages.append(f"training.learning_rate: must lie between 0 and 1; the value is {rate!r}; correct it")
-        if not messages:
-            messages += recipe_mistakes(candidate.distillation, Shapes(candidate.architecture, shape, classes_of(config)))
+    if not messages:
+        recipes = {str(candidate.distillation): candidate.distillation for candidate in candidates}
+        messages = [message for recipe in recipes.values() for message in _recipe_mistakes(recipe, shapes, config)]
     return list(dict.fromkeys(messages))
+
+
+def _recipe_mistakes(recipe: Recipe, shapes: list[Architecture], config: PretrainedConfig) -> list[str]:
+    """Those of the first student that cannot be distilled so; what a loss compares has nothing to do with the FFN."""
+    teacher_shape, classes = architecture_of(config), classes_of(config)
+    ends = {min(shape.layers for shape in shapes), max(shape.layers for shape in shapes)}
+    distinct = {(shape.layers, shape.heads, shape.head_size): shape for shape in shapes if shape.layers in ends}
+    tried = (recipe_mistakes(recipe, Shapes(shape, teacher_shape, classes)) for shape in distinct.values())
+    return next((found for found in tried if found), [])
+
+
+def length_mistakes(right: dict[str, Any], config: PretrainedConfig) -> list[str]:
+    """Sequences of the study that are longer than the teacher's positions; batches are padded to a multiple of 8."""
+    lengths = {
+        "task.max_length": right["task"].max_length if "task" in right else 0,
+        "target.sequence_length": right["target"].sequence_length if "target" in right else 0,
+    }
+    most = config.max_position_embeddings // LENGTH_STEP * LENGTH_STEP
+    return [
+        f"{name}: must not exceed the teacher's {most} positions; the value is {value}; lower it"
+        for name, value in lengths.items()
+        if value > most
+    ]
 
 
 def limit_mistakes(limits: study_file.Limits, space: SearchSpace, config: PretrainedConfig) -> list[str]:

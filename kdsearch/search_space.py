@@ -8,6 +8,7 @@
 A parameter is named by its key path, with the branch in it: ``distillation.kd.hard_weight`` exists in no other branch.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdsearch import yaml_file
-from kdsearch.candidate import Architecture, Candidate, Initialization, Training, from_dict
+from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Training, from_dict
 from kdsearch.errors import UserError, unknown
 
 Tree = dict[str, Any]
 SECTIONS = {"architecture": Architecture, "initialization": Initialization, "distillation": None, "training": Training}
+MOST_COMBINED = 16
 SCALARS = (str, int, float, bool, type(None))
 
 
@@ -140,6 +142,22 @@ def each_branch(space: SearchSpace) -> Iterator[Candidate]:
                 yield sample(space, note)
 
 
+def each_architecture(space: SearchSpace) -> Iterator[Architecture]:
+    """Every combination of the architecture's choices; of a wide or real range, its ends."""
+    tree = space.tree["architecture"]
+    for values in itertools.product(*(_combined(value) for value in tree.values())):
+        yield Architecture(**dict(zip(tree, values, strict=True)))
+
+
+def _combined(value: Any) -> list[Any]:
+    match value:
+        case Int(low, high, step) if (high - low) // step < MOST_COMBINED:
+            return list(range(low, high + 1, step))
+        case Int() | Float() | Choice():
+            return _options(value)
+    return [value]
+
+
 def _branches_to(name: str, seen: dict[str, Any]) -> dict[str, str]:
     """The branches that must be taken for a parameter to exist: its name starts with their path."""
     wanted = {}
@@ -257,10 +275,25 @@ def _section_mistakes(section: str, tree: Any) -> list[str]:
     """Keys that a section does not have, and keys that it lacks. What a recipe may hold, distillation.strategies knows."""
     kind = SECTIONS[section]
     if kind is None:
-        return [] if isinstance(tree, dict | OneOf) else [f"{section}: must be a recipe or one_of several; the value is {tree!r}"]
+        return _recipe_mistakes(section, tree)
     if not isinstance(tree, dict):
         return [f"{section}: must hold keys and values; the value is {tree!r}"]
     names = [item.name for item in fields(kind)]
     required = names if kind is Architecture else []
     mistakes = [f"{section}: {unknown('key', key, names)}" for key in tree if key not in names]
     return mistakes + [f"{section}.{key} is missing; add it" for key in required if key not in tree]
+
+
+def _recipe_mistakes(path: str, tree: Any) -> list[str]:
+    if isinstance(tree, OneOf):
+        return [message for name, body in tree.branches.items() for message in _recipe_mistakes(f"{path}.{name}", body)]
+    if not isinstance(tree, dict):
+        return [f"{path}: must be a recipe or one_of several; the value is {tree!r}"]
+    own = {item.name for item in fields(Recipe)}
+    terms = {key: value.values if isinstance(value, Choice) else (value,) for key, value in tree.items() if key not in own}
+    return [
+        f"{path}.{key}: must hold knobs, or be {{}} for the defaults; the value is {value!r}"
+        for key, values in terms.items()
+        for value in values
+        if not isinstance(value, dict | None)
+    ]

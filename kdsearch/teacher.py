@@ -87,7 +87,9 @@ def load(spec: Teacher, base: Path, pool: Pool, seed: int, device: str, progress
     name = source(spec, base)
     model = _classifier(name, pool.classes)
     settings = spec.fine_tune.model_dump() if spec.fine_tune else None
-    key = _digest(_weights_key(model), pool.train_key if settings else "", json.dumps(settings, sort_keys=True), str(seed if settings else 0))
+    key = _digest(
+        _weights_key(model), pool.train_key if settings else "", json.dumps(settings, sort_keys=True), str(seed if settings else 0)
+    )
     if spec.fine_tune is None:
         return model.eval(), key
     folder = cache_folder() / "teachers" / key

@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,17 +126,23 @@ def a_file_above(folder: Path) -> None:
         (None, {"teacher": {"model": "nobody/no-such-model"}}, "teacher.model: 'nobody/no-such-model' "),
         (None, {"task": {"data": "absent.csv"}}, "task.data: 'absent.csv' does not exist"),
         (None, {"task": {"where": {"source": "c"}}}, "task.where: no row has source = 'c'"),
-        (None, {"task": {"label": "source", "max_length": 65}}, "task.max_length: must not exceed the teacher's 64 positions; the value is 65"),
-        (None, {"target": {"sequence_length": 100}}, "target.sequence_length: must not exceed the teacher's 64 positions; the value is 100"),
+        (
+            None,
+            {"task": {"label": "source", "max_length": 65}},
+            "task.max_length: must not exceed the teacher's 64 positions; the value is 65",
+        ),
+        (
+            None,
+            {"target": {"sequence_length": 100}},
+            "target.sequence_length: must not exceed the teacher's 64 positions; the value is 100",
+        ),
         (None, {"space": "absent.yaml"}, "absent.yaml: cannot be read (No such file or directory)"),
         (None, {"limits": {"parameters": 100}}, "limits.parameters: the smallest student of the space has "),
         (None, {"limits": {"megabytes": 0.001}}, "limits.megabytes: the smallest student of the space has "),
         (a_file_above, {"name": "results"}, "results is a file, not a folder; choose another with --out"),
     ],
 )
-def test_each_kind_of_mistake_alone(
-    spoil: Callable[[Path], None] | None, sections: dict[str, Any], expected: str, folder: Path
-) -> None:
+def test_each_kind_of_mistake_alone(spoil: Callable[[Path], None] | None, sections: dict[str, Any], expected: str, folder: Path) -> None:
     if spoil:
         spoil(folder)
     (message,) = messages_of(changed(folder, **sections))
@@ -168,7 +175,7 @@ def test_a_folder_below_a_file_is_refused(folder: Path) -> None:
 def test_a_space_with_a_candidate_that_cannot_be_trained_is_refused(sections: dict[str, Any], expected: str, folder: Path) -> None:
     space(folder, **sections)
     messages = messages_of(folder / "study.yaml")
-    assert any(message.startswith(f"space.yaml: {expected}") for message in messages), messages
+    assert any(f"space.yaml: {expected}" in message for message in messages), messages
 
 
 def test_a_mistake_that_only_two_choices_together_make_is_found(folder: Path) -> None:
@@ -184,17 +191,20 @@ def test_a_mistake_that_only_two_choices_together_make_is_found(folder: Path) ->
 @given(data=st.data())
 @pytest.mark.parametrize(
     "sections",
-    [{}, {"heads": {"choice": [2, 3, 4]}, "head_size": {"choice": [4, 6, 10]}}, {"ffn_ratio": {"float": [0.5, 8]}}],
+    [{}, {"heads": {"choice": [2, 3, 4]}, "head_size": {"choice": [6, 10]}}, {"ffn_ratio": {"float": [0.5, 8]}}],
     ids=str,
 )
 def test_every_candidate_of_a_space_without_mistakes_can_be_built_and_distilled(sections: dict[str, Any], data: st.DataObject) -> None:
-    teacher = tiny.config()
-    found = search_space.parse({**SPACE, "architecture": {**SPACE["architecture"], **sections}})
-    right = check.space_mistakes(found, teacher) == []
-    candidate = data.draw(tiny.candidates(found))
+    content = json.dumps({**SPACE, "architecture": {**SPACE["architecture"], **sections}})
+    candidate = data.draw(tiny.candidates(search_space.parse(json.loads(content))))
     shapes = Shapes(candidate.architecture, tiny.SHAPE, 2)
-    wrong = mistakes(candidate.architecture, teacher) or recipe_mistakes(candidate.distillation, shapes)
-    assert not (right and wrong), (candidate, wrong)
+    wrong = mistakes(candidate.architecture, tiny.config()) or recipe_mistakes(candidate.distillation, shapes)
+    assert not wrong or mistakes_of_space(content)
+
+
+@cache
+def mistakes_of_space(content: str) -> list[str]:
+    return check.space_mistakes(search_space.parse(json.loads(content)), tiny.config())
 
 
 def test_the_classes_are_those_of_the_task_and_not_of_the_model_that_is_fine_tuned(folder: Path) -> None:

@@ -163,12 +163,15 @@ def test_a_changed_study_is_not_mixed_with_the_old_one(workplace: Path) -> None:
     assert "proxy differs" in done.stderr
 
 
-@pytest.mark.parametrize(("command", "words"), [
-    ("kdsearch front nowhere", "nowhere"),
-    ("kdsearch train studies/quickstart --pick fastets", "--pick"),
-    ("kdsearch train studies/quickstart --pick 999", "trial 999"),
-    ("kdsearch rerun studies/quickstart 999", "trial 999"),
-])
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("kdsearch front nowhere", "nowhere"),
+        ("kdsearch train studies/quickstart --pick fastets", "--pick"),
+        ("kdsearch train studies/quickstart --pick 999", "trial 999"),
+        ("kdsearch rerun studies/quickstart 999", "trial 999"),
+    ],
+)
 def test_a_wrong_name_is_answered_with_the_right_ones(workplace: Path, command: str, words: str) -> None:
     done = run(workplace, command)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)

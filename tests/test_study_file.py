@@ -8,7 +8,7 @@ from kdsearch import study_file, yaml_file
 from kdsearch.errors import UserError
 from tests import tiny
 
-FILES = [path for path in sorted((tiny.REPOSITORY / "studies").rglob("*.yaml"))]
+FILES = sorted((tiny.REPOSITORY / "studies").glob("*.yaml"))
 SMALLEST = {"teacher": {"model": "m"}, "task": {"data": "d.csv"}, "space": "s.yaml"}
 
 
@@ -25,7 +25,7 @@ def test_studies_are_shipped() -> None:
     assert FILES
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_shipped_study_loads_and_its_space_exists(path: Path) -> None:
     spec = study_file.load(path)
     assert spec.name == path.stem
@@ -50,7 +50,10 @@ def test_a_teacher_is_not_fine_tuned_when_the_study_says_null(tmp_path: Path) ->
         ({"serach": {}}, r"unknown key 'serach'; did you mean 'search'\?"),
         ({"search": {"minuts": 3}}, r"search: unknown key 'minuts'; did you mean 'minutes'\?"),
         ({"teacher": {"model": "m", "fine_tune": {"epoch": 1}}}, r"teacher\.fine_tune: unknown key 'epoch'; did you mean 'epochs'\?"),
-        ({"task": {"data": "d", "transfer": {"data": "d", "heldout": 1}}}, r"task\.transfer: unknown key 'heldout'; did you mean 'held_out'\?"),
+        (
+            {"task": {"data": "d", "transfer": {"data": "d", "heldout": 1}}},
+            r"task\.transfer: unknown key 'heldout'; did you mean 'held_out'\?",
+        ),
         ({"task": {"text": "text"}}, r"task\.data is missing"),
         ({"search": {"trials": "12"}}, r"search\.trials: .*integer; the value is '12' \(str\)"),
         ({"search": {"trials": 2.5}}, r"search\.trials: .*integer.*; the value is 2\.5 \(float\)"),

@@ -101,6 +101,11 @@ def mistakes(task: Task, base: Path) -> list[str]:
     return messages
 
 
+def classes(task: Task, base: Path) -> list[str]:
+    """The names of the task's classes, of a task without :func:`mistakes`."""
+    return _labelled(_keep(read(task.data, base), task.where, "task"), task)[1]
+
+
 def sentences(text: str) -> list[str]:
     """The sentences of a longer text, markup removed, those of 4 to 60 words."""
     low, high = SENTENCE_WORDS
@@ -112,19 +117,19 @@ def _split(rows: Rows, classes: list[str], task: Task) -> tuple[Rows, Rows, Rows
     """Train, validation and test, each with rows of every class."""
     seed, kept = task.split.seed, min(task.rows or len(rows.texts), len(rows.texts))
     of_validation, of_test = round(task.split.validation * kept), round(task.split.test * kept)
+    sizes = f"{kept - of_validation - of_test}, {of_validation} and {of_test}"
+    refusal = UserError(
+        f"task.split: train, validation and test each need rows of all {len(classes)} classes; they have {sizes} rows of {kept}; "
+        "give more rows or other shares"
+    )
     try:
         rows = _divide(rows, len(rows.texts) - kept, seed)[0] if kept < len(rows.texts) else rows
         train, rest = _divide(rows, of_validation + of_test, seed)
         validation, test = _divide(rest, of_test, seed)
-        whole = all(len(set(part.labels or [])) == len(classes) for part in (train, validation, test))
     except ValueError:  # scikit-learn's: too few rows to give every class its share
-        whole = False
-    if not whole:
-        sizes = f"{kept - of_validation - of_test}, {of_validation} and {of_test}"
-        raise UserError(
-            f"task.split: train, validation and test each need rows of all {len(classes)} classes; they have {sizes} rows of {kept}; "
-            "give more rows or other shares"
-        )
+        raise refusal from None
+    if any(len(set(part.labels or [])) < len(classes) for part in (train, validation, test)):
+        raise refusal
     return train, validation, test
 
 

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -32,9 +33,10 @@ def test_the_rate_rises_to_1_and_falls_to_0_by_equal_steps(steps: int, warmup: f
     assert rates[rising - 1] == 1.0
     assert rates[steps] == 0.0
     assert all(0 < share <= 1 for share in rates[:-1])
-    assert all(later - earlier == pytest.approx(1 / rising) for earlier, later in zip(rates[: rising - 1], rates[1:rising], strict=True))
-    falls = [earlier - later for earlier, later in zip(rates[rising:-1], rates[rising + 1 :], strict=True)]
-    assert all(fall == pytest.approx(1 / (steps - rising)) for fall in falls)
+    rises = [later - earlier for earlier, later in pairwise([0.0, *rates[:rising]])]
+    falls = [earlier - later for earlier, later in pairwise(rates[rising:])]
+    assert rises == pytest.approx([1 / rising] * rising)
+    assert falls == pytest.approx([1 / (steps - rising)] * (steps - rising) if steps > rising else [])
 
 
 def test_fitting_lowers_the_loss_and_tells_every_step() -> None:

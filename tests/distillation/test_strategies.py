@@ -73,7 +73,7 @@ def test_padding_changes_nothing_from_end_to_end(knowledge: str) -> None:
 def test_cached_outputs_in_bfloat16_by_token_serve_as_well(knowledge: str) -> None:
     student, composition = models(knowledge=knowledge)
     batch = tiny.batch(LENGTHS, labels=LABELS)
-    of_student, of_teacher = (observe(model, batch, wanted) for model, wanted in ((student, composition.student_signals), (TEACHER, composition.teacher_signals)))
+    of_student, of_teacher = observe(student, batch, composition.student_signals), observe(TEACHER, batch, composition.teacher_signals)
     merged = {name: tensor.transpose(1, 2).flatten(2) if tensor.ndim == 4 else tensor for name, tensor in of_teacher.items()}
     cached = {name: tensor if name == "logits" else tensor.bfloat16() * batch.attention_mask[:, :, None] for name, tensor in merged.items()}
     exact, rounded = (composition(of_student, outputs, batch).detach() for outputs in (of_teacher, cached))

@@ -90,7 +90,10 @@ def test_a_narrower_student_is_cut_head_by_head() -> None:
     assert NARROW.ffn == 32
     for layer, origin in enumerate([2, 3]):
         to, of = f"bert.encoder.layer.{layer}", f"bert.encoder.layer.{origin}"
-        expected = {f"{to}.attention.self.{x}.weight": source[f"{of}.attention.self.{x}.weight"][np.ix_(heads, width)] for x in ("query", "key", "value")}
+        expected = {
+            f"{to}.attention.self.{x}.weight": source[f"{of}.attention.self.{x}.weight"][np.ix_(heads, width)]
+            for x in ("query", "key", "value")
+        }
         expected |= {f"{to}.attention.self.{x}.bias": source[f"{of}.attention.self.{x}.bias"][heads] for x in ("query", "key", "value")}
         expected[f"{to}.attention.output.dense.weight"] = source[f"{of}.attention.output.dense.weight"][np.ix_(width, heads)]
         expected[f"{to}.attention.output.dense.bias"] = source[f"{of}.attention.output.dense.bias"][width]

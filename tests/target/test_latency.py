@@ -131,7 +131,14 @@ def test_a_model_runs_on_the_target_s_batch_and_threads_in_inference_mode(monkey
     model, seen = tiny.teacher(num_hidden_layers=1), []
 
     def look(_: torch.nn.Module, __: tuple, inputs: dict[str, torch.Tensor]) -> None:
-        seen.append((tuple(inputs["input_ids"].shape), inputs["attention_mask"].min().item(), torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        seen.append(
+            (
+                tuple(inputs["input_ids"].shape),
+                inputs["attention_mask"].min().item(),
+                torch.get_num_threads(),
+                torch.is_inference_mode_enabled(),
+            )
+        )
 
     model.register_forward_pre_hook(look, with_kwargs=True)
     target = Target(batch_size=3, sequence_length=20, threads=2)
@@ -140,5 +147,3 @@ def test_a_model_runs_on_the_target_s_batch_and_threads_in_inference_mode(monkey
     seen.clear()
     measure(model, model, target.model_copy(update={"threads": 1}))
     assert {threads for _, _, threads, _ in seen} == {1}
-
-

@@ -1,5 +1,5 @@
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ def test_every_row_is_in_one_batch_that_keeps_to_its_tokens(lengths: np.ndarray,
 @given(LENGTHS, st.integers(300, 3000))
 def test_a_batch_is_as_large_as_its_tokens_allow(lengths: np.ndarray, batch_tokens: int) -> None:
     batches = bucket(np.arange(len(lengths)), lengths, batch_tokens)
-    for this, following in zip(batches, batches[1:], strict=False):
+    for this, following in pairwise(batches):
         with_one_more = np.append(this, following[0])
         assert len(with_one_more) * padded(lengths[with_one_more]) > batch_tokens
 

@@ -175,7 +175,10 @@ def test_a_sentence_has_4_to_60_words_and_no_markup() -> None:
         ({"where": {"sauce": "a"}}, ["task: rows.csv: unknown column 'sauce'"]),
         ({"where": {"label": 7}}, ["task.where: no row has label = 7; the column holds 0, 1"]),
         ({"label": "one"}, ["task.label: a classification needs 2 to 1000 classes; column 'one' has 1"]),
-        ({"rows": 9, "label": "ten"}, ["task.split: train, validation and test each need rows of all 10 classes; they have 7, 1 and 1 rows of 9"]),
+        (
+            {"rows": 9, "label": "ten"},
+            ["task.split: train, validation and test each need rows of all 10 classes; they have 7, 1 and 1 rows of 9"],
+        ),
         ({"label": "rare"}, ["task.label: each class needs a row in validation and in test; too few rows of 'x' (1)"]),
         ({"transfer": {"data": "rows.csv", "text": "txt"}, "label": "lable"}, ["'lable'", "task.transfer: rows.csv: unknown column 'txt'"]),
     ],
