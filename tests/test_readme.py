@@ -120,7 +120,7 @@ def test_the_dashboard_shows_the_study(served: str) -> None:
     assert [study["study_name"] for study in studies["study_summaries"]] == ["quickstart"]
     with urllib.request.urlopen(f"{served}/api/studies/{studies['study_summaries'][0]['study_id']}?after=0", timeout=5) as answer:
         study = json.load(answer)
-    assert study["metric_names"] == ["accuracy", "log latency (relative to the teacher)"]
+    assert study["objective_names"] == ["accuracy", "log latency (relative to the teacher)"]
     assert all(trial["note"]["body"] for trial in study["trials"])
 
 
