@@ -36,14 +36,15 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState
 from datasets import Dataset
+from optuna.trial import FixedTrial
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from kdsearch import check, objective, search_space, teacher
 from kdsearch.candidate import Candidate, Recipe
-from kdsearch.distillation.loop import accelerator
-from kdsearch.distillation.strategies import Shapes, teacher_signals
+from kdsearch.distillation.knowledge import Shapes, teacher_signals
+from kdsearch.machine import accelerator
 from kdsearch.search_space import SearchSpace
 from kdsearch.students.build import build
 from kdsearch.students.families import architecture_of, classes_of
@@ -181,7 +182,7 @@ def naive(params: Params, work: Work) -> Trained:
     found: list[Trained] = []
 
     def trial_score(trial: optuna.Trial) -> float:
-        candidate = search_space.suggest(work.space, trial)
+        candidate = proposed(work.space, trial)
         student = build(work.bench.teacher, candidate, work.seed)
         width, wide = candidate.architecture.width, work.bench.teacher.config.hidden_size
         if any(term.knowledge == "hidden_mse" for term in candidate.distillation.terms) and width != wide:
@@ -221,17 +222,23 @@ def arguments(candidate: Candidate, work: Work, folder: str) -> TrainingArgument
 def kdsearch(params: Params, work: Work) -> Trained:
     """The same candidate through the stages of kdsearch's own objective."""
     bench, proxy = work.bench, work.bench.spec.proxy
-    candidate = search_space.suggest(work.space, optuna.trial.FixedTrial(params))
+    candidate = proposed(work.space, FixedTrial(params))
     student = build(bench.teacher, candidate, work.seed)
     objective.train(student, candidate, bench, proxy)
     logits = teacher.predict(student, bench.rows.encoded, bench.rows.validation, bench.rows.pad_id, bench.spec.target.device)
     return logits, *seen(bench.rows, proxy.batch_tokens, proxy.steps, bench.spec.search.seed)[:2]
 
 
+def proposed(space: SearchSpace, trial: Any) -> Candidate:
+    """The trial's candidate, with the published losses as they are: the naive way knows no units."""
+    candidate = search_space.suggest(space, trial)
+    return replace(candidate, distillation=replace(candidate.distillation, scale="raw"))
+
+
 def seen(rows: pool.Pool, batch_tokens: int, steps: int, seed: int) -> tuple[int, int, int]:
     """Examples, padded tokens and real tokens in the first ``steps`` batches of kdsearch's stream."""
     lengths, nothing = rows.encoded.lengths, np.zeros(0, dtype=np.int64)
-    drawn = list(islice(stream(rows.train, nothing, lengths, batch_tokens, 0.0, seed), steps))
+    drawn = [some for _, some in islice(stream(rows.train, nothing, lengths, batch_tokens, 0.0, seed), steps)]
     padded = sum(len(some) * -(-int(lengths[some].max()) // 8) * 8 for some in drawn)
     return sum(map(len, drawn)), padded, sum(int(lengths[some].sum()) for some in drawn)
 
@@ -288,7 +295,7 @@ def signals(space: SearchSpace, candidates: list[Params], guide: Any) -> frozens
     """What these candidates want of the teacher, and no more: the benchmark's cache serves the benchmark's list."""
     shape, wanted = architecture_of(guide.config), {"logits"}
     for params in candidates:
-        candidate = search_space.suggest(space, optuna.trial.FixedTrial(params))
+        candidate = proposed(space, FixedTrial(params))
         wanted |= teacher_signals(candidate.distillation, Shapes(candidate.architecture, shape, classes_of(guide.config)))
     return frozenset(wanted)
 
@@ -336,7 +343,7 @@ def compare(work: Work, candidates: list[Params], report: Callable[[str], None])
 
 def line(space: SearchSpace, params: Params, runs: dict[str, Run]) -> str:
     """One candidate's row of the table."""
-    candidate = search_space.suggest(space, optuna.trial.FixedTrial(params))
+    candidate = proposed(space, FixedTrial(params))
     shape, ours, theirs = candidate.architecture, runs["kdsearch"], runs["naive"]
     scores = [f"{run.right.mean():.3f} ± {spread(run.right[None]):.3f}" for run in (theirs, ours)]
     cells = [

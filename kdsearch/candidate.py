@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+
+COMPOSITION = ("hard_schedule", "switch", "balance", "scale")
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,41 @@ class Initialization:
 
 @dataclass(frozen=True)
 class Term:
-    """One distillation loss of a recipe: the knowledge type, its weight, and the knobs that only this type has."""
+    """One distillation loss of a recipe: the knowledge type, its weight over the training, and the knobs that only this type has.
+
+    ``label`` tells two terms of one knowledge type apart; it is no part of what is trained.
+    """
 
     knowledge: str
     weight: float = 1.0
     knobs: tuple[tuple[str, Any], ...] = ()
+    schedule: str = "constant"
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the term is called: its label, else its knowledge type."""
+        return self.label or self.knowledge
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Total loss = hard_weight * cross-entropy with the labels + sum over terms of weight * loss (Lu et al. 2022, section 3).
 
+    ``hard_schedule``: how the labels' weight goes over the training, as ``schedule`` of a term.
+    ``switch``: share of the steps in which intermediate knowledge is trained alone; after it labels and logits alone. None: no stages.
+    ``balance``: "fixed" weights, or weights set anew at every step by the losses' current values ("logits", "equal").
+    ``scale``: "guess" divides every loss by what guessing would score, "raw" leaves the published losses as they are.
     ``name`` is the branch of the search space that proposed it; it is a label, not part of what is trained.
     """
 
     name: str
     hard_weight: float = 1.0
     terms: tuple[Term, ...] = ()
+    hard_schedule: str = "constant"
+    switch: float | None = None
+    balance: str = "fixed"
+    scale: str = "guess"
 
 
 @dataclass(frozen=True)
@@ -73,19 +93,23 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain data, the form that stands in ``trials.jsonl``; inverse of :func:`from_dict`."""
-        recipe: dict[str, Any] = {"name": self.distillation.name, "hard_weight": self.distillation.hard_weight}
-        for term in self.distillation.terms:
-            recipe[term.knowledge] = {"weight": term.weight, **dict(term.knobs)}
+        recipe = self.distillation
+        told: dict[str, Any] = {"name": recipe.name, "hard_weight": recipe.hard_weight, **_chosen(recipe, COMPOSITION)}
+        for term in recipe.terms:
+            told[term.name] = {"weight": term.weight, **_chosen(term, ("schedule",)), **dict(term.knobs)}
+            if term.label:
+                told[term.name]["knowledge"] = term.knowledge
         return {
             "architecture": asdict(self.architecture),
             "initialization": asdict(self.initialization),
-            "distillation": recipe,
+            "distillation": told,
             "training": asdict(self.training),
         }
 
     def key(self) -> str:
         """Content hash of what is trained: equal for equal students, whatever path of the space led to them."""
-        content = self.to_dict()
+        recipe = replace(self.distillation, terms=_without_labels(self.distillation.terms))
+        content = replace(self, distillation=recipe).to_dict()
         del content["distillation"]["name"]
         canonical = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
@@ -94,24 +118,45 @@ class Candidate:
 def from_dict(data: dict[str, Any]) -> Candidate:
     """Candidate from nested plain data; inverse of :meth:`Candidate.to_dict`.
 
-    In ``distillation`` every key except ``name`` and ``hard_weight`` is a knowledge type with its weight and knobs.
+    In ``distillation`` every key that is no field of :class:`Recipe` is a term: a knowledge type with its weight and knobs, or any label
+    with the type as ``knowledge`` among them.
 
     Raises:
         TypeError: a section has a key that does not exist or lacks one that must be given.
     """
     recipe = dict(data.get("distillation", {"name": "none"}))
-    name, hard_weight = recipe.pop("name", "custom"), recipe.pop("hard_weight", 1.0)
+    own = {name: recipe.pop(name) for name in ("hard_weight", *COMPOSITION) if name in recipe}
+    name = recipe.pop("name", "custom")
     return Candidate(
         architecture=Architecture(**data["architecture"]),
         initialization=Initialization(**data.get("initialization", {})),
-        distillation=Recipe(name, hard_weight, tuple(_term(k, dict(v or {})) for k, v in recipe.items())),
+        distillation=Recipe(name, terms=tuple(_term(key, dict(value or {})) for key, value in recipe.items()), **own),
         training=Training(**data.get("training", {})),
     )
 
 
-def _term(knowledge: str, knobs: dict[str, Any]) -> Term:
-    weight = knobs.pop("weight", 1.0)
-    return Term(knowledge, weight, tuple(sorted(knobs.items())))
+def _term(name: str, knobs: dict[str, Any]) -> Term:
+    knowledge, weight, schedule = knobs.pop("knowledge", name), knobs.pop("weight", 1.0), knobs.pop("schedule", "constant")
+    label = name if name != knowledge else ""
+    return Term(knowledge, weight, tuple(sorted((knob, _frozen(value)) for knob, value in knobs.items())), schedule, label)
+
+
+def _chosen(item: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the fields that differ from their defaults: a record names what was chosen, and a new field changes no old key."""
+    defaults = {field.name: field.default for field in fields(item)}
+    return {name: getattr(item, name) for name in names if getattr(item, name) != defaults[name]}
+
+
+def _without_labels(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    """The terms in one order, with labels only where one knowledge type comes twice."""
+    ordered = sorted(terms, key=lambda term: json.dumps(_canonical([term.knowledge, term.weight, term.schedule, term.knobs])))
+    before = [[other.knowledge for other in ordered[:index]].count(term.knowledge) for index, term in enumerate(ordered)]
+    return tuple(replace(term, label=f"{term.knowledge} {n + 1}" if n else "") for term, n in zip(ordered, before, strict=True))
+
+
+def _frozen(value: Any) -> Any:
+    """Lists (of matched layers) as tuples, so that a candidate can be hashed."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _canonical(value: Any) -> Any:

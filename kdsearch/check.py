@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 
 from kdsearch import cost, search_space, study_file, teacher
 from kdsearch.candidate import Architecture, Recipe
-from kdsearch.distillation.strategies import Shapes, recipe_mistakes
+from kdsearch.distillation.knowledge import Shapes
+from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
 from kdsearch.search_space import SearchSpace
 from kdsearch.students.families import architecture_of, classes_of, fixed_of, narrow
@@ -54,6 +55,7 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
     if "teacher" in right and not teacher_messages:
         # The head gets the task's classes, whatever the model was trained for.
         known = {"num_labels": len(data.classes(right["task"], base))} if "task" in right and not task_messages else {}
+        space = search_space.for_classes(space, known["num_labels"]) if space and known else space
         config = AutoConfig.from_pretrained(teacher.source(right["teacher"], base), **known)
         messages += [f"{path}: {message}" for message in length_mistakes(right, config)]
         messages += [f"{right['space']}: {message}" for message in (space_mistakes(space, config) if space else [])]
@@ -71,7 +73,8 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
 
 def from_facts(facts: dict[str, Any], folder: Path) -> Study:
     """A study as its folder recorded it."""
-    return Study(Path(facts["base"]), StudySpec.model_validate(facts["spec"]), search_space.parse(facts["space"]), folder)
+    space = search_space.for_classes(search_space.parse(facts["space"]), len(facts["task"]["classes"]))
+    return Study(Path(facts["base"]), StudySpec.model_validate(facts["spec"]), space, folder)
 
 
 def refuse_unreachable(study: Study, path: Path) -> None:

@@ -1,13 +1,11 @@
 """What a study would run, and for about how long, from arithmetic and one probe of the machine; nothing is trained."""
 
-import time
-
 import numpy as np
-import torch
 from transformers import AutoConfig
 
 from kdsearch import cost, search_space, teacher
 from kdsearch.check import Study
+from kdsearch.machine import matrix_product_rate
 from kdsearch.search_space import Choice, Float, Int, OneOf
 from kdsearch.students.build import skeleton
 from kdsearch.students.families import architecture_of, fixed_of
@@ -57,17 +55,6 @@ def describe(study: Study) -> dict[str, str]:
         f"about {trial:.0f} s a candidate without limits, {spec.search.minutes * 60 / max(trial, 0.1):.0f} or more candidates",
         "output": str(study.folder),
     }
-
-
-def matrix_product_rate(size: int = 768, repeats: int = 5) -> float:
-    """Floating-point operations per second of a float32 matrix product on the CPU, the best of a few."""
-    left = torch.ones(size, size)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.matmul(left, left)
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
 
 
 def _picker(random: np.random.Generator):

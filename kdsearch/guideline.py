@@ -204,10 +204,11 @@ def _knobs(candidates: Sequence[Candidate], recipe: str) -> list[Column]:
     """Columns for what a recipe alone has, centered within its trials and 0 elsewhere: the recipe's own effect stays that of its mean."""
     inside = np.array([c.distillation.name == recipe for c in candidates])
     members = [c.distillation for c in candidates if c.distillation.name == recipe]
-    knobs: list[dict[str, Any]] = [{"hard_weight": member.hard_weight} for member in members]
+    whole = ("hard_weight", "hard_schedule", "switch", "balance", "scale")
+    knobs: list[dict[str, Any]] = [{name: getattr(member, name) for name in whole} for member in members]
     for own, member in zip(knobs, members, strict=True):
         for term in member.terms:
-            own |= {f"{term.knowledge}.{name}": value for name, value in [("weight", term.weight), *term.knobs]}
+            own |= {f"{term.name}.{name}": value for name, value in [("weight", term.weight), ("schedule", term.schedule), *term.knobs]}
     found = []
     for name in knobs[0]:
         values = [own[name] for own in knobs if name in own]

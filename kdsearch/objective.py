@@ -11,10 +11,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from kdsearch import cost, teacher
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.distil import Lesson, distil
+from kdsearch.distillation.knowledge import Shapes, teacher_signals
 from kdsearch.distillation.loop import Progress
-from kdsearch.distillation.strategies import Shapes, teacher_signals
 from kdsearch.records import COMPLETE, REFUSED, Measurement
-from kdsearch.search_space import SearchSpace, each_branch
+from kdsearch.search_space import SearchSpace, depths, each_branch
 from kdsearch.students.build import build
 from kdsearch.students.families import architecture_of, classes_of, fixed_of
 from kdsearch.study_file import Limits, StudySpec, Training
@@ -52,11 +52,14 @@ def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candida
 
 def signals_of(space: SearchSpace, extra: list[Candidate], config: PretrainedConfig) -> frozenset[str]:
     """What the teacher must tell so that every candidate can be distilled; logits always, since the divergence is measured on them."""
-    shape, wanted = architecture_of(config), {"logits"}
-    for candidate in [*each_branch(space), *extra]:
-        for layers in range(1, shape.layers + 1):
-            student = replace(candidate.architecture, layers=layers)
-            wanted |= teacher_signals(candidate.distillation, Shapes(student, shape, classes_of(config)))
+    shape, classes = architecture_of(config), classes_of(config)
+    pairs = [(candidate, layers) for candidate in each_branch(space) for layers in depths(space)]
+    pairs += [(candidate, candidate.architecture.layers) for candidate in extra]
+    wanted = {"logits"}
+    for recipe, student in {
+        (str(item.distillation), n): (item.distillation, replace(item.architecture, layers=n)) for item, n in pairs
+    }.values():
+        wanted |= teacher_signals(recipe, Shapes(student, shape, classes))
     return frozenset(wanted)
 
 

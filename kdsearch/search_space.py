@@ -6,12 +6,14 @@
     one_of: {none: {...}, kd: {...}}               a named branch; only its own knobs are sampled
 
 A parameter is named by its key path, with the branch in it: ``distillation.kd.hard_weight`` exists in no other branch.
+A branch with ``least_classes: 3`` is left out of the search where the task has fewer. A section may be ``{include: FILE}``, or a list of
+files: the section of the same name of other spaces, their branches together.
 """
 
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,9 +65,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of these named branches, each with domains of its own."""
+    """One of these named branches, each with domains of its own, and the fewest classes that a branch needs."""
 
     branches: dict[str, Tree]
+    least_classes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,8 @@ def load(path: Path) -> SearchSpace:
     Raises:
         UserError: all mistakes of the file, each with its key path.
     """
-    content = yaml_file.load(path)
     try:
-        return parse(content)
+        return parse({section: _included(section, value, path.parent) for section, value in yaml_file.load(path).items()})
     except UserError as error:
         raise UserError([f"{path}: {message}" for message in error.messages]) from None
 
@@ -106,6 +108,15 @@ def parse(content: dict[str, Any]) -> SearchSpace:
     if messages:
         raise UserError(messages)
     return SearchSpace(tree, content)
+
+
+def for_classes(space: SearchSpace, classes: int) -> SearchSpace:
+    """The space without the branches that need more classes than the task has.
+
+    Raises:
+        UserError: no branch is left of a one_of.
+    """
+    return SearchSpace({section: _for_classes(value, classes, section) for section, value in space.tree.items()}, space.content)
 
 
 def suggest(space: SearchSpace, trial: Trial) -> Candidate:
@@ -149,6 +160,12 @@ def each_architecture(space: SearchSpace) -> Iterator[Architecture]:
         yield Architecture(**dict(zip(tree, values, strict=True)))
 
 
+def depths(space: SearchSpace) -> list[int]:
+    """Every number of layers that a student of the space may have."""
+    layers = space.tree["architecture"]["layers"]
+    return list(range(layers.low, layers.high + 1, layers.step)) if isinstance(layers, Int) else _combined(layers)
+
+
 def _combined(value: Any) -> list[Any]:
     match value:
         case Int(low, high, step) if (high - low) // step < MOST_COMBINED:
@@ -156,6 +173,15 @@ def _combined(value: Any) -> list[Any]:
         case Int() | Float() | Choice():
             return _options(value)
     return [value]
+
+
+def _for_classes(value: Any, classes: int, path: str) -> Any:
+    if isinstance(value, OneOf):
+        kept = {name: body for name, body in value.branches.items() if value.least_classes.get(name, 0) <= classes}
+        if not kept:
+            raise UserError(f"{path}: every branch needs more than the task's {classes} classes; add one that does not")
+        return OneOf({name: _for_classes(body, classes, f"{path}.{name}") for name, body in kept.items()})
+    return {key: _for_classes(item, classes, f"{path}.{key}") for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _branches_to(name: str, seen: dict[str, Any]) -> dict[str, str]:
@@ -217,6 +243,29 @@ def _category(value: Any) -> Any:
     return value if isinstance(value, SCALARS) else json.dumps(value)
 
 
+def _included(section: str, value: Any, folder: Path) -> Any:
+    """A section as it is, or for ``{include: FILE or list of files}`` those files' sections of the same name, their branches together."""
+    if not isinstance(value, dict) or set(value) != {"include"}:
+        return value
+    files = value["include"] if isinstance(value["include"], list) else [value["include"]]
+    parts: list[dict[str, Any]] = []
+    for file in files:
+        part = yaml_file.load(folder / str(file)).get(section)
+        if not isinstance(part, dict) or (len(files) > 1 and not isinstance(part.get("one_of"), dict)):
+            raise UserError(
+                f"{section}: include: '{file}' has no section '{section}'{' with one_of' if len(files) > 1 else ''} to take over"
+            )
+        parts.append(part)
+    if len(files) == 1:
+        return parts[0]
+    branches: dict[str, Any] = {}
+    for file, part in zip(files, parts, strict=True):
+        for name, body in part["one_of"].items():
+            if branches.setdefault(name, body) != body:
+                raise UserError(f"{section}: include: '{file}' has another branch '{name}' than a file before it; rename one")
+    return {"one_of": branches}
+
+
 def _parse(value: Any, path: str, messages: list[str]) -> Any:
     if not isinstance(value, dict):
         if isinstance(value, (*SCALARS, list)):
@@ -242,7 +291,11 @@ def _parse_one_of(branches: Any, path: str, messages: list[str]) -> Any:
             f"{path}: one_of must map the name of each branch to its knobs (an empty branch is {{}}); the value is {branches!r}"
         )
         return None
-    return OneOf({str(name): _parse(body, f"{path}.{name}", messages) for name, body in branches.items()})
+    least = {str(name): body["least_classes"] for name, body in branches.items() if "least_classes" in body}
+    wrong = [name for name, value in least.items() if isinstance(value, bool) or not isinstance(value, int) or value < 2]
+    messages += [f"{path}.{name}.least_classes: must be a whole number, 2 or more; the value is {least[name]!r}" for name in wrong]
+    bodies = {str(name): {key: value for key, value in body.items() if key != "least_classes"} for name, body in branches.items()}
+    return OneOf({name: _parse(body, f"{path}.{name}", messages) for name, body in bodies.items()}, least)
 
 
 def _parse_choice(values: Any, path: str, messages: list[str]) -> Any:
@@ -272,7 +325,7 @@ def _parse_range(kind: str, ends: Any, options: dict[str, Any], path: str, messa
 
 
 def _section_mistakes(section: str, tree: Any) -> list[str]:
-    """Keys that a section does not have, and keys that it lacks. What a recipe may hold, distillation.strategies knows."""
+    """Keys that a section does not have, and keys that it lacks. What a recipe may hold, distillation.mistakes knows."""
     kind = SECTIONS[section]
     if kind is None:
         return _recipe_mistakes(section, tree)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from kdsearch.distillation.loop import Progress, Schedule, accelerator, fit
-from kdsearch.distillation.signals import observe
+from kdsearch.distillation.loop import Progress, Schedule, fit
+from kdsearch.distillation.signals import explicit_attention, observe
 from kdsearch.errors import UserError
+from kdsearch.machine import accelerator, threads, threads_for
 from kdsearch.resources import cache_folder, file_sha256, looks_local, resolve
 from kdsearch.students.families import classes_of, family_of
 from kdsearch.study_file import Teacher
@@ -151,11 +152,12 @@ def forward(
     """Inference over rows in length buckets."""
     helper = accelerator(device)
     model.to(helper.device).eval()
-    for some in bucket(rows, encoded.lengths, FORWARD_TOKENS):
-        batch = collate(encoded, some, pad_id, helper.device)
-        with torch.inference_mode(), helper.autocast():
-            answer = observe(model, batch, signals)
-        yield batch, answer
+    with explicit_attention(model), threads(threads_for(model, FORWARD_TOKENS // 3)):  # a step is three forward passes
+        for some in bucket(rows, encoded.lengths, FORWARD_TOKENS):
+            batch = collate(encoded, some, pad_id, helper.device)
+            with torch.inference_mode(), helper.autocast():
+                answer = observe(model, batch, signals)
+            yield batch, answer
 
 
 @contextmanager
@@ -194,14 +196,15 @@ def _fine_tune(model: PreTrainedModel, spec: Teacher, pool: Pool, seed: int, dev
     steps = math.ceil(settings.epochs * an_epoch)
     rows = stream(pool.train, nothing, pool.encoded.lengths, TRAIN_TOKENS, 0.0, seed)
     model.to(helper.device).eval()
-    batches = (collate(pool.encoded, some, pool.pad_id, helper.device) for some in rows)
+    batches = (collate(pool.encoded, some, pool.pad_id, helper.device) for _, some in rows)
 
     def loss_of(batch: Batch, _: int) -> Tensor:
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         return nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
 
     schedule = Schedule(steps, settings.learning_rate, WARMUP)
-    fit([model], loss_of, batches, schedule, device, lambda step: progress("fine-tuning the teacher", step, steps))
+    with explicit_attention(model), threads(threads_for(model, TRAIN_TOKENS)):
+        fit([model], loss_of, batches, schedule, device, lambda step: progress("fine-tuning the teacher", step, steps))
     model.requires_grad_(True).cpu()
 
 

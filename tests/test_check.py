@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdsearch import check, search_space
-from kdsearch.distillation.strategies import Shapes, recipe_mistakes
+from kdsearch.distillation.knowledge import Shapes
+from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
 from kdsearch.students.families import mistakes
 from kdsearch.study_file import Limits

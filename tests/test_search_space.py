@@ -10,7 +10,7 @@ from optuna.trial import FixedTrial
 from transformers import AutoConfig, PretrainedConfig
 
 from kdsearch import check, cost, resources, search_space
-from kdsearch.candidate import Candidate
+from kdsearch.candidate import COMPOSITION, Candidate
 from kdsearch.errors import UserError
 from kdsearch.search_space import SearchSpace, each_architecture, each_branch, parse, sample, smallest, suggest
 from kdsearch.students.families import fixed_of
@@ -115,7 +115,7 @@ def test_a_list_among_the_choices_is_sampled_by_its_json_text() -> None:
         "distillation.hidden.hidden_mse.weight": "fixed",
     }
     (term,) = suggest(parse(NESTED), FixedTrial(fixed)).distillation.terms
-    assert dict(term.knobs)["matching"] == [[0, 1], [1, 3, 0.5]]
+    assert dict(term.knobs)["matching"] == ((0, 1), (1, 3, 0.5))
 
 
 def test_the_log_and_step_of_a_range_reach_the_sampler() -> None:
@@ -176,7 +176,10 @@ def _leaves(candidate: Candidate) -> set[tuple[str, str]]:
         else:
             found.add((name, json.dumps(value)))
 
-    walk(candidate.to_dict(), "")
+    recipe = candidate.distillation
+    told = {name: getattr(recipe, name) for name in ("name", "hard_weight", *COMPOSITION)}  # defaults too, which to_dict leaves out
+    terms = {term.name: {"weight": term.weight, "schedule": term.schedule, **dict(term.knobs)} for term in recipe.terms}
+    walk({**candidate.to_dict(), "distillation": {**told, **terms}}, "")
     return found
 
 
@@ -223,6 +226,57 @@ def test_all_mistakes_come_at_once_with_their_key_paths() -> None:
 def test_a_mistake_is_told_by_rule_and_value(change: dict[str, Any], expected: str) -> None:
     messages = messages_of({"architecture": ARCHITECTURE, **change})
     assert any(message.startswith(expected) for message in messages), messages
+
+
+DKD = {"one_of": {"none": {}, "dkd": {"least_classes": 3, "dkd": {"beta": {"float": [1, 8]}}}}}
+
+
+def test_a_branch_is_left_out_where_the_task_has_too_few_classes() -> None:
+    space = parse({"architecture": ARCHITECTURE, "distillation": DKD})
+    assert [list(search_space.for_classes(space, classes).tree["distillation"].branches) for classes in (2, 3)] == [
+        ["none"],
+        ["none", "dkd"],
+    ]
+    recipes = {candidate.distillation.name: candidate.distillation for candidate in each_branch(search_space.for_classes(space, 3))}
+    assert [term.knowledge for term in recipes["dkd"].terms] == ["dkd"]
+    assert search_space.for_classes(space, 2).content == space.content
+    with pytest.raises(UserError, match=r"distillation: every branch needs more than the task's 2 classes"):
+        search_space.for_classes(parse({"architecture": ARCHITECTURE, "distillation": {"one_of": {"dkd": DKD["one_of"]["dkd"]}}}), 2)
+    wrong = {"one_of": {"dkd": {"least_classes": "three", "dkd": {}}}}
+    assert messages_of({"architecture": ARCHITECTURE, "distillation": wrong}) == [
+        "distillation.dkd.least_classes: must be a whole number, 2 or more; the value is 'three'"
+    ]
+
+
+def test_a_section_is_taken_over_from_other_files(tmp_path: Path) -> None:
+    one = {"one_of": {"none": {}, "kd": {"kd": {}}}}
+    tiny.write_yaml(tmp_path / "one.yaml", {"architecture": ARCHITECTURE, "distillation": one})
+    tiny.write_yaml(tmp_path / "two.yaml", {"architecture": ARCHITECTURE, "distillation": {"one_of": {"none": {}, "cos": {"cos": {}}}}})
+
+    def load(include: Any) -> SearchSpace:
+        whole = {"architecture": {"include": "one.yaml"}, "distillation": {"include": include}}
+        return search_space.load(tiny.write_yaml(tmp_path / "joint.yaml", whole))
+
+    assert load("one.yaml").content == {"architecture": ARCHITECTURE, "distillation": one}
+    joined = load(["one.yaml", "two.yaml"])
+    assert list(joined.tree["distillation"].branches) == ["none", "kd", "cos"]
+    assert parse(joined.content) == joined  # what is recorded needs no other file
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ({"one_of": {"kd": {"kd": {"temperature": 3.0}}}}, "'two.yaml' has another branch 'kd' than a file before it; rename one"),
+        ({"kd": {}}, "'two.yaml' has no section 'distillation' with one_of to take over"),
+    ],
+)
+def test_what_cannot_be_taken_over_is_refused(tmp_path: Path, other: dict[str, Any], expected: str) -> None:
+    tiny.write_yaml(tmp_path / "one.yaml", {"distillation": {"one_of": {"kd": {"kd": {}}}}})
+    tiny.write_yaml(tmp_path / "two.yaml", {"distillation": other})
+    joint = {"architecture": ARCHITECTURE, "distillation": {"include": ["one.yaml", "two.yaml"]}}
+    with pytest.raises(UserError) as caught:
+        search_space.load(tiny.write_yaml(tmp_path / "joint.yaml", joint))
+    assert caught.value.messages == [f"{tmp_path / 'joint.yaml'}: distillation: include: {expected}"]
 
 
 def test_a_space_without_architecture_says_what_to_add() -> None:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from transformers import BertModel, PreTrainedModel
 
 from kdsearch import teacher
-from kdsearch.distillation.loop import accelerator
 from kdsearch.distillation.signals import observe
 from kdsearch.errors import UserError
+from kdsearch.machine import accelerator
 from kdsearch.resources import file_sha256
 from kdsearch.study_file import FineTune, Teacher
 from kdsearch.tasks import pool

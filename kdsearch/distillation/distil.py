@@ -2,19 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdsearch.candidate import Candidate
-from kdsearch.distillation.loop import Progress, Schedule, accelerator, fit
-from kdsearch.distillation.signals import observe
-from kdsearch.distillation.strategies import Composition, Shapes
+from kdsearch.distillation.composition import Composition
+from kdsearch.distillation.knowledge import Shapes
+from kdsearch.distillation.loop import Progress, Schedule, fit
+from kdsearch.distillation.signals import explicit_attention, observe
+from kdsearch.machine import accelerator, threads, threads_for
 from kdsearch.students.families import family_of
 from kdsearch.study_file import Training
 from kdsearch.tasks.batches import Batch, collate, stream
 from kdsearch.tasks.pool import Pool
 
+CALIBRATION_BATCHES = 4
 TeacherOf = Callable[[frozenset[str], Batch], dict[str, Tensor]]
 
 
@@ -36,25 +40,30 @@ def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesso
     ``training.train_embeddings``: they are most of a small student's parameters and what it inherits from the teacher.
     """
     training, helper = lesson.training, accelerator(lesson.device)
-    composition = Composition(candidate.distillation, shapes).to(helper.device)
+    composition = Composition(candidate.distillation, shapes, lesson.seed).to(helper.device)
     student.to(helper.device).eval()
     student.get_submodule(family_of(student.config).embedding_path).requires_grad_(training.train_embeddings)
-
-    def loss_of(batch: Batch, _: int) -> Tensor:
-        of_student = observe(student, batch, composition.student_signals)
-        of_teacher = lesson.teacher_of(composition.teacher_signals, batch)
-        return composition(of_student, of_teacher, batch)
-
     # Labels alone learn nothing from text without labels.
     share = training.transfer_share if candidate.distillation.terms else 0.0
-    losses = fit(
-        [student, composition],
-        loss_of,
-        batches(lesson, share),
-        Schedule(training.steps, candidate.training.learning_rate, training.warmup),
-        lesson.device,
-        lambda step: progress("distilling", step, training.steps),
-    )
+    if candidate.distillation.terms:
+        some = islice(batches(lesson, share), CALIBRATION_BATCHES)
+        composition.calibrate((lesson.teacher_of(composition.teacher_signals, batch), batch) for batch in some)
+
+    def loss_of(batch: Batch, step: int) -> Tensor:
+        progress = (step + 0.5) / training.steps
+        of_student, of_teacher = composition.wanted(progress)
+        return composition(observe(student, batch, of_student), lesson.teacher_of(of_teacher, batch), batch, progress)
+
+    schedule = Schedule(training.steps, candidate.training.learning_rate, training.warmup)
+    with explicit_attention(student), threads(threads_for(student, training.batch_tokens)):
+        losses = fit(
+            [student, composition],
+            loss_of,
+            batches(lesson, share),
+            schedule,
+            lesson.device,
+            lambda step: progress("distilling", step, training.steps),
+        )
     student.requires_grad_(True)
     return losses
 
@@ -62,5 +71,5 @@ def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesso
 def batches(lesson: Lesson, share: float) -> Iterator[Batch]:
     """Labelled and transfer rows, mixed and bucketed by length, without end."""
     rows, place = lesson.rows, accelerator(lesson.device).device
-    for some in stream(rows.train, rows.transfer, rows.encoded.lengths, lesson.training.batch_tokens, share, lesson.seed):
-        yield collate(rows.encoded, some, rows.pad_id, place)
+    for epoch, some in stream(rows.train, rows.transfer, rows.encoded.lengths, lesson.training.batch_tokens, share, lesson.seed):
+        yield collate(rows.encoded, some, rows.pad_id, place, epoch)

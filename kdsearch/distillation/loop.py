@@ -1,15 +1,13 @@
 """The training loop: a model, a loss, a stream of batches, a number of steps."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
+from kdsearch.machine import accelerator
 from kdsearch.tasks.batches import Batch
 
 WEIGHT_DECAY, LARGEST_GRADIENT = 0.01, 1.0
@@ -18,14 +16,6 @@ Progress = Callable[[str, int, int], None]
 
 class DivergedError(RuntimeError):
     """The loss became NaN or infinite."""
-
-
-@cache
-def accelerator(device: str) -> Accelerator:
-    """The device and its precision: bf16 on a GPU that has it, and on a CPU only where a probe shows that it is faster."""
-    on_cpu = device == "cpu"
-    pays = _bf16_pays_on_cpu() if on_cpu else torch.cuda.is_bf16_supported()
-    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if pays else "no")
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ def fit(
     parameters = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, schedule.steps, schedule.warmup))
-    losses = []
+    losses: list[float] = []
     for step in range(schedule.steps):
         batch = next(batches)
         with helper.autocast():
@@ -77,18 +67,3 @@ def rate(step: int, steps: int, warmup: float) -> float:
     """Share of the learning rate at a step: up linearly over ``warmup`` of the steps, then down linearly to 0."""
     rising = max(1, round(warmup * steps))
     return (step + 1) / rising if step < rising else (steps - step) / max(1, steps - rising)
-
-
-def _bf16_pays_on_cpu(size: int = 512, repeats: int = 3) -> bool:
-    """Whether a bf16 matrix product beats float32 by a fifth; processors without bf16 instructions are several times slower."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-        torch.matmul(left, right)
-        runs = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            torch.matmul(left, right)
-            runs.append(time.perf_counter() - start)
-        seconds[dtype] = min(runs)
-    return seconds[torch.bfloat16] * 1.2 < seconds[torch.float32]

@@ -48,7 +48,7 @@ class Matching:
 
 
 def plan(matching: str | Sequence[Sequence[float]], student_layers: int, teacher_layers: int, seed: int = 0, epoch: int = 0) -> list[Pair]:
-    """Weighted pairs of a named matching, or of an explicit list of (student, teacher) or (student, teacher, weight).
+    """Weighted pairs of a named matching, or of an explicit list of (student, teacher) or (student, teacher, weight); -1 is the last.
 
     Returns:
         Pairs in the order of the student's layers; their weights sum to 1. Equal arguments give equal pairs, in every process.
@@ -73,6 +73,15 @@ def required_layers(matching: str | Sequence[Sequence[float]], student_layers: i
     if isinstance(matching, str) and named(matching).redrawn:
         return set(range(teacher_layers))
     return {pair.teacher for pair in plan(matching, student_layers, teacher_layers)}
+
+
+def shares(matching: str | Sequence[Sequence[float]], student_layers: int, teacher_layers: int) -> dict[int, float]:
+    """How much of the loss each of :func:`required_layers` teaches; they sum to 1, and are equal where the plan is redrawn."""
+    needed = sorted(required_layers(matching, student_layers, teacher_layers))
+    if isinstance(matching, str) and named(matching).redrawn:
+        return {layer: 1 / len(needed) for layer in needed}
+    pairs = plan(matching, student_layers, teacher_layers)
+    return {layer: sum(pair.weight for pair in pairs if pair.teacher == layer) for layer in needed}
 
 
 def matched(
@@ -276,13 +285,20 @@ def named(name: str) -> Matching:
 
 
 def _explicit(entries: Sequence[Sequence[float]], student_layers: int, teacher_layers: int) -> list[Pair]:
-    """Listed pairs with listed weights (DistilXLSR: Wang et al. 2023)."""
-    pairs = [Pair(int(entry[0]), int(entry[1]), *map(float, entry[2:3])) for entry in entries]
-    wrong = [tuple(p) for p in pairs if not (0 <= p.student < student_layers and 0 <= p.teacher < teacher_layers and p.weight > 0)]
-    if wrong or not pairs:
+    """Listed pairs with listed weights (DistilXLSR: Wang et al. 2023); -1 is a model's last layer, so that a list fits any depth."""
+    named_layers = [Pair(int(entry[0]), int(entry[1]), *map(float, entry[2:3])) for entry in entries]
+    pairs = [Pair(_from_end(p.student, student_layers), _from_end(p.teacher, teacher_layers), p.weight) for p in named_layers]
+    inside = [0 <= p.student < student_layers and 0 <= p.teacher < teacher_layers and p.weight > 0 for p in pairs]
+    if not all(inside) or not pairs:
+        wrong = [tuple(p) for p, right in zip(named_layers, inside, strict=True) if not right]
         limits = f"student layers 0 to {student_layers - 1}, teacher layers 0 to {teacher_layers - 1}, weights greater than 0"
-        raise ValueError(f"a list of matches needs {limits}; got {wrong or 'no pair'}; count blocks from 0, without the embedding")
+        fix = "count blocks from 0 without the embedding, or from the end by -1, -2"
+        raise ValueError(f"a list of matches needs {limits}; got {wrong or 'no pair'}; {fix}")
     return pairs
+
+
+def _from_end(layer: int, layers: int) -> int:
+    return layer + layers if layer < 0 else layer
 
 
 def _layers(pairs: Sequence[Pair]) -> tuple[list[int], list[int]]:

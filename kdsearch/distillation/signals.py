@@ -41,6 +41,23 @@ def observe(model: PreTrainedModel, batch: Batch, signals: frozenset[str]) -> di
 
 
 @contextmanager
+def explicit_attention(model: PreTrainedModel) -> Iterator[None]:
+    """While open, a model on a CPU attends by explicit matrix products: the same values, and under bf16 1.2 to 3 times as fast as SDPA.
+
+    On other devices nothing changes. (Short rows; at 512 tokens and more SDPA needs less memory.)
+    """
+    before = str(model.config._attn_implementation)
+    if model.device.type != "cpu" or before == CAPTURE:
+        yield
+        return
+    model.set_attn_implementation(CAPTURE)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
 def capturing(model: PreTrainedModel, blocks: set[int]) -> Iterator[dict[int, dict[str, Tensor]]]:
     """While open, a forward pass leaves q, k, v of these blocks in the yielded dictionaries; with no block asked for, nothing changes."""
     stores: dict[int, dict[str, Tensor]] = {block: {} for block in blocks}
@@ -49,7 +66,8 @@ def capturing(model: PreTrainedModel, blocks: set[int]) -> Iterator[dict[int, di
         return
     family, before = family_of(model.config), str(model.config._attn_implementation)
     modules = {block: model.get_submodule(f"{family.layer_path}.{block}.{family.attention_path}") for block in blocks}
-    model.set_attn_implementation(CAPTURE)
+    if before != CAPTURE:
+        model.set_attn_implementation(CAPTURE)
     for block, module in modules.items():
         module.captured = stores[block]  # pyright: ignore[reportArgumentType] - a plain attribute, not a parameter
     try:
@@ -57,7 +75,8 @@ def capturing(model: PreTrainedModel, blocks: set[int]) -> Iterator[dict[int, di
     finally:
         for module in modules.values():
             del module.captured
-        model.set_attn_implementation(before)
+        if before != CAPTURE:
+            model.set_attn_implementation(before)
 
 
 def capture_attention(
@@ -70,7 +89,7 @@ def capture_attention(
     dropout: float = 0.0,
     **_: object,
 ) -> tuple[Tensor, Tensor]:
-    """Attention by explicit matrix products (faster than SDPA under bf16 on a CPU), which leaves q, k, v where :func:`capturing` asks."""
+    """Attention by explicit matrix products, which leaves q, k, v where :func:`capturing` asks."""
     store = getattr(module, "captured", None)
     if store is not None:
         store.update(query=query, key=key, value=value)

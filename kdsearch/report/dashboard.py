@@ -41,7 +41,7 @@ def publish(study: optuna.Study, folder: StudyFolder) -> None:
 
     Needed because the dashboard's "Best Trials" (0.21) ignores limits and does not know the teacher.
     """
-    chosen = front.picks(folder.records)
+    chosen = front.picks(folder)
     named = ", ".join(f"{name}: trial {trial}" for name, trial in chosen.items()) or "no student has been trained yet"
     body = (
         f"**Students of {folder.facts['teacher']['model']}**\n\nPicks of the front: {named}.\n\n"

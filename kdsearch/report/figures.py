@@ -55,8 +55,8 @@ class FrontValues:
 
 def front_values(folder: StudyFolder) -> FrontValues:
     """What the figures of a study show."""
-    best = on_front(folder.records)
-    numbers, chosen, ended = {record.trial for record in best}, picks(folder.records), counts(folder.records)
+    best = on_front(folder)
+    numbers, chosen, ended = {record.trial for record in best}, picks(folder), counts(folder.records)
     rest = [record for record in trained(folder.records) if record.trial not in numbers and not record.baseline]
     teacher = folder.facts["teacher"]
     text = f"<b>teacher</b><br>accuracy {teacher['accuracy']:.3f} ± {teacher['accuracy_se']:.3f}<br>{teacher['latency_ms']:.2f} ms"

@@ -1,4 +1,4 @@
-"""The front of a study as data: front.json, and the rows of every table. Only feasible students, each once."""
+"""The front of a study as data: front.json, and the rows of every table. Only feasible students that beat guessing, each once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ def document(folder: StudyFolder) -> dict[str, Any]:
     return {
         "study": folder.facts["name"],
         "teacher": folder.facts["teacher"],
-        "front": [record.to_dict() for record in on_front(folder.records)],
-        "picks": picks(folder.records),
+        "front": [record.to_dict() for record in on_front(folder)],
+        "picks": picks(folder),
         "baselines": [record.to_dict() for record in folder.records if record.baseline],
         "counts": counts(folder.records),
         "hypervolume": {"value": pareto.hypervolume(*axes(able), reference), "reference": list(reference)},
@@ -51,9 +51,9 @@ def document(folder: StudyFolder) -> dict[str, Any]:
 
 def rows(folder: StudyFolder) -> list[Row]:
     """Teacher, baselines, front; each trial once: a baseline on the front stands there."""
-    best = on_front(folder.records)
+    best = on_front(folder)
     numbers = {record.trial for record in best}
-    chosen = picks(folder.records)
+    chosen = picks(folder)
     hand_made = [r for r in folder.records if r.baseline and r.measurement.state == COMPLETE and r.duplicate_of is None]
     return [
         _teacher_row(folder.facts["teacher"]),
@@ -73,16 +73,27 @@ def feasible(found: Sequence[Record]) -> list[Record]:
     return [record for record in trained(found) if record.feasible]
 
 
-def on_front(found: Sequence[Record]) -> list[Record]:
-    """The feasible students that no other one dominates, by relative latency."""
-    able = feasible(found)
+def eligible(folder: StudyFolder) -> list[Record]:
+    """Feasible students that are more accurate than always answering the largest class, by two standard errors.
+
+    The fastest student of a space has often learned nothing: it would be a front's end that nobody can use. Where no student beats
+    guessing (a trial run of a few steps), all count.
+    """
+    majority, able = folder.facts["task"]["majority"], feasible(folder.records)
+    better = [r for r in able if (r.measurement.accuracy or 0.0) - 2 * (r.measurement.accuracy_se or 0.0) > majority]
+    return better or able
+
+
+def on_front(folder: StudyFolder) -> list[Record]:
+    """The eligible students that no other one dominates, by relative latency."""
+    able = eligible(folder)
     best = [record for record, on in zip(able, pareto.front(*axes(able)), strict=True) if on]
     return sorted(best, key=lambda record: record.measurement.latency_relative or 0.0)
 
 
-def picks(found: Sequence[Record]) -> dict[str, int]:
+def picks(folder: StudyFolder) -> dict[str, int]:
     """Trial number of the front's knee, fastest and best student; empty when the front is."""
-    able = feasible(found)
+    able = eligible(folder)
     return {name: able[index].trial for name, index in pareto.picks(*axes(able)).items()}
 
 

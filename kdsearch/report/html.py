@@ -63,7 +63,7 @@ def _cards(folder: StudyFolder) -> str:
     what = {"knee": "the front's bend", "fastest": "fastest on the front", "best": "most accurate"}
     found = []
     rows = {row.trial: row for row in front.rows(folder)}
-    for name, trial in front.picks(folder.records).items():
+    for name, trial in front.picks(folder).items():
         row = rows[trial]
         found.append(
             f'<div class="card"><h3>{name} <span>{what[name]}</span></h3><p class="big">{_number(row.faster, ".1f")}× faster</p>'

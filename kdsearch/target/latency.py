@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from kdsearch.machine import threads
 from kdsearch.study_file import Target
 
 WARM_UP, FEWEST_ROUNDS, MOST_SECONDS, CLOSE_ENOUGH = 5, 30, 2.0, 0.02
@@ -77,17 +78,6 @@ def median_interval(values: np.ndarray) -> tuple[float, float, float]:
     reach = 0.98 * np.sqrt(n)
     low, high = max(0, int(np.floor(n / 2 - reach))), min(n - 1, int(np.ceil(n / 2 + reach)))
     return float(np.median(ordered)), float(ordered[low]), float(ordered[high])
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Run with this many intra-op threads, then with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -30,12 +30,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows on a device: ids and mask [batch, seq], labels [batch], and each row's index in its :class:`Encoded`."""
+    """Padded rows on a device: ids and mask [batch, seq], labels [batch]; each row's index in its :class:`Encoded`; the stream's epoch."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
     rows: np.ndarray
+    epoch: int = 0
 
 
 def encode(tokenizer: Any, texts: list[str], labels: list[int] | None, max_length: int) -> Encoded:
@@ -69,8 +70,8 @@ def bucket(rows: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.
 
 def stream(
     labelled: np.ndarray, transfer: np.ndarray, lengths: np.ndarray, batch_tokens: int, share: float, seed: int
-) -> Iterator[np.ndarray]:
-    """Endless batches of row indices; an epoch holds every labelled row and, of the transfer rows, what makes up ``share`` of all rows.
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Endless batches as (epoch, row indices); an epoch holds all labelled rows and, of the transfer rows, what makes up ``share`` of all.
 
     The transfer rows go on from epoch to epoch until each was seen, then start again in a new order.
     """
@@ -84,11 +85,11 @@ def stream(
         drawn, waiting = waiting[:wanted], waiting[wanted:]
         batches = bucket(random.permutation(np.concatenate([labelled, drawn])), lengths, batch_tokens)
         for position in random.permutation(len(batches)):
-            yield batches[position]
+            yield epoch, batches[position]
         epoch += 1
 
 
-def collate(encoded: Encoded, rows: np.ndarray, pad_id: int, device: torch.device) -> Batch:
+def collate(encoded: Encoded, rows: np.ndarray, pad_id: int, device: torch.device, epoch: int = 0) -> Batch:
     """Pad the rows to the longest of them, rounded up to a multiple of 8."""
     lengths = encoded.lengths[rows]
     width = int(_round_up(lengths).max())
@@ -96,7 +97,7 @@ def collate(encoded: Encoded, rows: np.ndarray, pad_id: int, device: torch.devic
     mask = np.arange(width)[None, :] < lengths[:, None]
     ids[mask] = np.concatenate([encoded.ids[encoded.offsets[row] : encoded.offsets[row + 1]] for row in rows])
     tensors = [torch.from_numpy(array).to(device) for array in (ids, mask.astype(np.int64), encoded.labels[rows])]
-    return Batch(*tensors, rows=rows)
+    return Batch(*tensors, rows=rows, epoch=epoch)
 
 
 def _round_up(lengths: np.ndarray) -> np.ndarray:

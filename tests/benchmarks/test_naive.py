@@ -15,8 +15,9 @@ from transformers import BertConfig, BertForSequenceClassification
 from benchmarks import naive
 from kdsearch import search_space, teacher
 from kdsearch.candidate import Architecture, Recipe, Term
+from kdsearch.distillation.composition import Composition
+from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.signals import observe
-from kdsearch.distillation.strategies import Composition, Shapes
 from kdsearch.tasks import data, pool
 from kdsearch.tasks.batches import Encoded, bucket, collate, encode
 
@@ -73,7 +74,9 @@ def test_padded_rows_are_the_rows_of_kdsearch_in_the_same_order():
 
 @pytest.mark.parametrize("layers", [1, 4])
 @pytest.mark.parametrize(
-    "recipe", [Recipe("kd", 0.5, (KD,)), Recipe("hard", 1.0), Recipe("hidden_mse", 0.3, (KD, HIDDEN))], ids=lambda recipe: recipe.name
+    "recipe",
+    [Recipe("kd", 0.5, (KD,), scale="raw"), Recipe("hard", scale="raw"), Recipe("hidden_mse", 0.3, (KD, HIDDEN), scale="raw")],
+    ids=lambda recipe: recipe.name,
 )
 def test_the_hand_written_loss_is_the_loss_of_kdsearch_whatever_the_padding(recipe: Recipe, layers: int):
     student, guide, texts = model(layers, 8), model(6, 16), rows(12, 9)

@@ -7,8 +7,8 @@ import torch
 
 from kdsearch.candidate import Candidate, Initialization, Recipe, Term, Training
 from kdsearch.distillation.distil import Lesson, batches, distil
+from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.signals import observe
-from kdsearch.distillation.strategies import Shapes
 from kdsearch.students.build import build
 from kdsearch.study_file import Training as Length
 from kdsearch.tasks import metrics

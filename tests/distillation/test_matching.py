@@ -101,7 +101,7 @@ def test_an_explicit_list_has_its_weights_brought_to_a_sum_of_1():
     assert plan([(1, 5, 3.0), (0, 2)], 2, 12) == [Pair(0, 2, 0.25), Pair(1, 5, 0.75)]
 
 
-@pytest.mark.parametrize("entries", [[(0, 12)], [(2, 0)], [(0, 0, 0.0)], [(-1, 0)], []])
+@pytest.mark.parametrize("entries", [[(0, 12)], [(2, 0)], [(0, 0, 0.0)], [(-3, 0)], []])
 def test_an_explicit_list_of_layers_that_do_not_exist_is_refused(entries: list[tuple[float, ...]]):
     with pytest.raises(ValueError, match="student layers 0 to 1, teacher layers 0 to 11, weights greater than 0; got"):
         plan(entries, 2, 12)

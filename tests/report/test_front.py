@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from synthetic_study import candidate, trained, write_study
@@ -35,7 +36,7 @@ def test_document_holds_the_contract(study):
 
 def test_no_feasible_student_dominates_a_student_of_the_front(study):
     points = [(one.measurement.accuracy, one.measurement.latency_relative) for one in front.feasible(study.records)]
-    for one in front.on_front(study.records):
+    for one in front.on_front(study):
         mine = (one.measurement.accuracy, one.measurement.latency_relative)
         assert not any(a >= mine[0] and t <= mine[1] and (a, t) != mine for a, t in points)
 
@@ -48,6 +49,17 @@ def test_a_student_over_a_limit_is_never_on_the_front(tmp_path):
     study = write_study(tmp_path, [fast, over])
     assert [one["trial"] for one in front.document(study)["front"]] == [0]
     assert [(row.role, row.feasible) for row in front.rows(study)] == [("teacher", True), ("baseline whole", False), ("front", True)]
+
+
+def test_a_student_that_only_guesses_is_on_no_front_unless_all_do(tmp_path):
+    def student(trial, layers, accuracy):
+        one = trained(trial, candidate(layers, 2, "kd"), NoNoise())
+        return replace(one, measurement=replace(one.measurement, accuracy=accuracy, accuracy_se=0.0137))
+
+    guessing, hardly, learned = student(0, 1, 0.5), student(1, 2, 0.526), student(2, 3, 0.53)
+    assert [one.trial for one in front.on_front(write_study(tmp_path / "some", [guessing, hardly, learned]))] == [2]
+    assert [one.trial for one in front.on_front(write_study(tmp_path / "none", [guessing, hardly]))] == [0, 1]
+    assert front.picks(write_study(tmp_path / "some", [guessing, hardly, learned]))["fastest"] == 2
 
 
 def test_each_trial_is_in_one_row_and_picks_are_marked(study):

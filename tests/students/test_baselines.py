@@ -5,7 +5,8 @@ from transformers import AutoConfig
 
 from kdsearch import resources
 from kdsearch.candidate import Architecture
-from kdsearch.distillation.strategies import Shapes, recipe_mistakes
+from kdsearch.distillation.knowledge import Shapes
+from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.students.baselines import baselines
 from kdsearch.students.families import architecture_of, mistakes
 from tests import tiny

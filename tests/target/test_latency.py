@@ -9,7 +9,7 @@ import torch
 
 from kdsearch.study_file import Target
 from kdsearch.target import latency
-from kdsearch.target.latency import compare, measure, median_interval, threads
+from kdsearch.target.latency import compare, measure, median_interval
 from tests import tiny
 
 
@@ -97,16 +97,6 @@ def test_the_interval_covers_the_median_as_often_as_it_says(n: int) -> None:
 
 def test_the_median_of_few_values_stays_among_them() -> None:
     assert median_interval(np.array([3.0, 1.0, 2.0])) == (2.0, 1.0, 3.0)
-
-
-def test_threads_are_as_before_also_after_an_error() -> None:
-    before = torch.get_num_threads()
-    with threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-    with pytest.raises(KeyError), threads(before + 1):
-        raise KeyError
-    assert torch.get_num_threads() == before
 
 
 def test_garbage_is_not_collected_while_something_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:

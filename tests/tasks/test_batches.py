@@ -49,10 +49,12 @@ def epochs(labelled: int, transfer: int, share: float, count: int, seed: int = 0
     of_one = labelled + (round(labelled * share / (1 - share)) if transfer else 0)
     flow = stream(np.arange(labelled), 1000 + np.arange(transfer), lengths, 256, share, seed)
     found: list[list[int]] = []
-    for _ in range(count):
+    for number in range(count):
         found.append([])
         while len(found[-1]) < of_one:
-            found[-1] += next(flow).tolist()
+            epoch, rows = next(flow)
+            assert epoch == number
+            found[-1] += rows.tolist()
         assert len(found[-1]) == of_one
     return found
 
@@ -80,7 +82,7 @@ def test_the_stream_is_decided_by_its_seed_and_differs_between_epochs() -> None:
 
 def test_batches_of_an_epoch_are_not_sorted_by_length() -> None:
     lengths = np.arange(1, 401)
-    sizes = [lengths[batch].max() for batch in islice(stream(np.arange(400), np.zeros(0, int), lengths, 1024, 0.0, 0), 30)]
+    sizes = [lengths[batch].max() for _, batch in islice(stream(np.arange(400), np.zeros(0, int), lengths, 1024, 0.0, 0), 30)]
     assert sizes != sorted(sizes)
 
 

@@ -1,4 +1,3 @@
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -6,8 +5,9 @@ import pytest
 import torch
 
 from kdsearch.candidate import Candidate, Initialization, Recipe, Term
+from kdsearch.distillation.composition import Composition, per_labelled
+from kdsearch.distillation.knowledge import KNOWLEDGE, Shapes, teacher_signals
 from kdsearch.distillation.signals import observe
-from kdsearch.distillation.strategies import KNOWLEDGE, Composition, Shapes, per_labelled, recipe_mistakes, teacher_signals
 from kdsearch.students.build import build
 from kdsearch.tasks.batches import Batch
 from tests import tiny
@@ -97,7 +97,7 @@ def test_the_parts_are_weighted_and_added() -> None:
 def test_labels_alone_are_cross_entropy_over_the_labelled_rows() -> None:
     student, _ = models()
     batch = tiny.batch(LENGTHS, labels=LABELS)
-    composition = Composition(Recipe("labels", 1.0), Shapes(NARROW, tiny.SHAPE, CLASSES))
+    composition = Composition(Recipe("labels", 1.0, scale="raw"), Shapes(NARROW, tiny.SHAPE, CLASSES))
     found = value(student, composition, batch)
     logits = observe(student, batch, frozenset({"logits"}))["logits"]
     torch.testing.assert_close(found.mean(), torch.nn.functional.cross_entropy(logits, batch.labels, ignore_index=-100))
@@ -126,7 +126,7 @@ def test_the_mean_over_a_batch_is_the_mean_over_its_labelled_rows() -> None:
 def test_the_projection_starts_as_the_leading_channels() -> None:
     _, composition = models(knowledge="hidden_mse")
     states = torch.randn(2, 3, 24)
-    projected = composition.projections["hidden_mse"](states)
+    projected = composition.projections[0](states)
     assert torch.equal(projected[..., :24], states)
     assert torch.equal(projected[..., 24:], torch.zeros(2, 3, 24))
 
@@ -165,48 +165,3 @@ def test_the_teacher_is_asked_for_no_more_than_is_used(knowledge: str, knobs: di
 
 def test_a_recipe_of_labels_alone_asks_the_teacher_nothing() -> None:
     assert teacher_signals(Recipe("labels", 1.0), Shapes(NARROW, tiny.SHAPE, CLASSES)) == frozenset()
-
-
-@pytest.mark.parametrize(
-    ("recipe", "expected"),
-    [
-        (tiny.recipe("attention_mse"), r"attention_mse: .*same number of heads; got 2 and 4.*attention_mean or minilmv2"),
-        (tiny.recipe("minilm"), r"minilm: .*same number of heads"),
-        (tiny.recipe("dkd"), r"dkd: .*classes.* at least 3; got 2; use kd"),
-        (tiny.recipe("dist"), r"dist: .*at least 3; got 2"),
-        (tiny.recipe("minilmv2", relation_heads=5), r"minilmv2: relation_heads must divide .*; got 5 for 12; the nearest is 4"),
-        (tiny.recipe("minilmv2", relation_heads=0), r"minilmv2: relation_heads must divide"),
-        (tiny.recipe("kd", temprature=2.0), r"kd: unknown knob 'temprature'; did you mean 'temperature'\?"),
-        (tiny.recipe("kd", temperature=0), r"kd: temperature must be greater than 0; got 0"),
-        (tiny.recipe("kd", temperature="hot"), r"kd: "),
-        (tiny.recipe("kdd"), r"unknown knowledge type 'kdd'; did you mean 'kd'\?"),
-        (tiny.recipe("hidden_mse", matching="uniformly"), r"hidden_mse: matching must be one of uniform, .*; got 'uniformly'"),
-        (tiny.recipe("hidden_mse", matching=[[0, 9]]), r"hidden_mse: a list of matches needs .*teacher layers 0 to 3"),
-        (tiny.recipe("hidden_mse", matching=[[0]]), r"hidden_mse: "),
-        (tiny.recipe("hidden_mse", matching=7), r"hidden_mse: "),
-        (tiny.recipe("minilmv2", matching="block_mean"), r"minilmv2: this matching mixes the states"),
-        (tiny.recipe("kd", weight=-1.0), r"kd\.weight: must be a number, 0 or more; the value is -1\.0"),
-        (tiny.recipe("kd", weight="1"), r"kd\.weight: must be a number, 0 or more; the value is '1'"),
-        (tiny.recipe("kd", hard_weight=True), r"hard_weight: must be a number, 0 or more; the value is True"),
-        (tiny.recipe("kd", weight=float("nan")), r"kd\.weight: must be a number, 0 or more; the value is nan"),
-        (tiny.recipe("kd", weight=float("inf")), r"kd\.weight: must be a number, 0 or more; the value is inf"),
-        (tiny.recipe("kd", weight=0.0), r"hard_weight and every term's weight are 0: nothing would be learned"),
-        (Recipe("tried", 0.0), r"hard_weight and every term's weight are 0"),
-    ],
-    ids=lambda given: f"{given.terms[0].knowledge} {given.terms[0].knobs}" if isinstance(given, Recipe) and given.terms else None,
-)
-@pytest.mark.usefixtures("as_installed")
-def test_a_recipe_that_cannot_be_used_is_refused_with_its_reason(recipe: Recipe, expected: str) -> None:
-    fewer_heads = replace(NARROW, heads=2)
-    (message,) = recipe_mistakes(recipe, Shapes(fewer_heads, tiny.SHAPE, classes=2))
-    assert re.match(rf"distillation\.tried: {expected}", message), message
-
-
-def test_all_mistakes_of_a_recipe_come_at_once() -> None:
-    recipe = Recipe("tried", -1.0, (Term("kd", 1.0, (("temprature", 2.0),)), Term("coss"), Term("gram", "x")))  # pyright: ignore[reportArgumentType]
-    assert len(recipe_mistakes(recipe, Shapes(NARROW, tiny.SHAPE, 2))) == 4
-
-
-@pytest.mark.parametrize("knowledge", KNOWLEDGE)
-def test_each_knowledge_with_its_defaults_is_accepted_where_sizes_allow(knowledge: str) -> None:
-    assert recipe_mistakes(tiny.recipe(knowledge, **dict(KNOWLEDGE[knowledge].knobs)), Shapes(NARROW, tiny.SHAPE, CLASSES)) == []

@@ -1,0 +1,36 @@
+import pytest
+import torch
+from torch import nn
+
+from kdsearch import machine
+from kdsearch.machine import threads, threads_for
+
+
+def test_threads_are_as_before_also_after_an_error() -> None:
+    before = torch.get_num_threads()
+    with threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with pytest.raises(KeyError), threads(before + 1):
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_a_thread_for_each_30_gflop_of_a_step_within_what_the_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+
+    def needed(width: int, layers: int) -> int:
+        model = nn.Sequential(nn.Embedding(30_000, width), *(nn.Linear(width, 12 * width) for _ in range(layers)))
+        return threads_for(model, 1024)
+
+    assert needed(64, 5) == needed(192, 3) == 1  # an embedding is no matrix product
+    assert needed(384, 6) == 2
+    assert needed(768, 12) == 8
+
+
+def test_the_rate_of_matrix_products_is_measured() -> None:
+    assert 1e8 < machine.matrix_product_rate(size=256, repeats=2) < 1e15
+
+
+def test_precision_is_one_that_the_processor_gains_from() -> None:
+    assert machine.accelerator("cpu").mixed_precision == ("bf16" if machine._bf16_pays_on_cpu() else "no")
