@@ -13,6 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from kdsearch import search_space
+from kdsearch.candidate import Architecture
+from kdsearch.distillation.composition import BALANCES, SCALES, SCHEDULES
+from kdsearch.distillation.knowledge import KNOWLEDGE, Shapes
+from kdsearch.distillation.matching import MATCHINGS
+from kdsearch.distillation.mistakes import recipe_mistakes
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -45,6 +52,29 @@ def test_the_readme_has_its_commands() -> None:
     assert any("[quickstart]" in line and "kdsearch run studies/quickstart.yaml" in line for line in INSTALLS)
     assert any("[test]" in line and line.endswith("&& pytest") for line in INSTALLS)
     assert {line.split()[1] for line in COMMANDS} == {"run", "check", "front", "train", "guideline", "report", "rerun", "dashboard"}
+
+
+def test_the_readme_names_every_knowledge_type_matching_schedule_and_balance() -> None:
+    rows = {
+        row.split("|")[1].strip(): set(re.findall(r"`(\w+)`", row.split("|")[2])) for row in re.findall(r"^\|.*\|$", README, re.MULTILINE)
+    }
+    assert rows["a knowledge type"] == set(KNOWLEDGE)
+    assert rows["`matching` of a term"] == set(MATCHINGS)
+    assert rows["`schedule` of a term, `hard_schedule`"] == set(SCHEDULES)
+    assert rows["`balance`"] == set(BALANCES)
+    assert rows["`scale`"] == set(SCALES)
+    shipped = {path.name for path in (ROOT / "search_spaces").glob("*.yaml")}
+    assert shipped <= set(re.findall(r"\[(\w+\.yaml)\]", README))
+
+
+def test_the_readme_s_recipe_is_one(tmp_path: Path) -> None:
+    (block,) = [block for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "temperature_end" in block]
+    shape = Architecture(4, 12, 16, 4)
+    (tmp_path / "space.yaml").write_text("architecture: {layers: 4, heads: 12, head_size: 16, ffn_ratio: 4}\n" + block, encoding="utf-8")
+    recipes = [candidate.distillation for candidate in search_space.each_branch(search_space.load(tmp_path / "space.yaml"))]
+    assert [term.knowledge for term in recipes[0].terms] == ["kd", "cos", "hidden_mse"]
+    teacher = Architecture(6, 12, 32, 4)
+    assert [message for recipe in recipes for message in recipe_mistakes(recipe, Shapes(shape, teacher, 2))] == []
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "dashboard" not in line])

@@ -1,0 +1,93 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdsearch import objective, search_space
+from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Term
+from kdsearch.records import COMPLETE, REFUSED
+from kdsearch.search_space import SearchSpace
+from kdsearch.students.build import build
+from kdsearch.study_file import Limits, StudySpec, Training
+from tests import tiny
+
+CONFIG = tiny.config()
+
+
+def space_of(layers: Any, **recipe: Any) -> SearchSpace:
+    shape = {"layers": layers, "heads": 4, "head_size": 6, "ffn_ratio": 2}
+    return search_space.parse({"architecture": shape, "distillation": {"hard_weight": 1.0, **recipe}})
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        (space_of(2), {"logits"}),
+        (space_of(2, cos={"matching": "uniform"}), {"logits", "hidden.1", "hidden.3"}),
+        (space_of({"int": [1, 2]}, cos={"matching": "first"}), {"logits", "hidden.0", "hidden.1"}),
+        (space_of({"choice": [1, 4]}, cos={"matching": "last2"}), {"logits", "hidden.1"}),
+        (space_of({"choice": [1, 4]}, minilmv2={"relation_heads": 4}), {"logits", "query.3", "key.3", "value.3"}),
+        (space_of(2, cos={"matching": {"choice": ["last_only", "all_to_one", "random"]}}), {"logits", *(f"hidden.{n}" for n in range(4))}),
+    ],
+)
+def test_the_cache_holds_what_a_candidate_of_the_space_can_use_and_no_more(space: SearchSpace, expected: set[str]) -> None:
+    assert objective.signals_of(space, [], CONFIG) == expected
+
+
+def test_the_cache_holds_what_the_baselines_use() -> None:
+    extra = Candidate(tiny.narrower(layers=1), distillation=Recipe("x", 1.0, (Term("hidden_mse"),)))
+    assert objective.signals_of(space_of(2), [extra], CONFIG) == {"logits", "hidden.3"}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> objective.Bench:
+    monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
+    spec = StudySpec.model_validate({**tiny.study(tmp_path), "proxy": {"steps": 4, "batch_tokens": 256, "transfer_share": 0.3}})
+    return objective.prepare(spec, search_space.load(tmp_path / "space.yaml"), tmp_path, [])
+
+
+def narrow(recipe: Recipe) -> Candidate:
+    return Candidate(Architecture(2, 2, 6, 1), Initialization("last"), recipe)
+
+
+def test_a_candidate_is_measured_trained_and_scored(bench: objective.Bench) -> None:
+    found = objective.evaluate(narrow(Recipe("kd", 0.5, (Term("kd"),))), bench, seed=0)
+    assert (found.state, found.reason, found.steps) == (COMPLETE, None, 4)
+    assert found.accuracy is not None
+    assert 0 <= found.accuracy <= 1
+    assert found.divergence is not None
+    assert found.divergence > 0
+    assert found.latency_relative is not None
+    assert found.parameters == sum(
+        weight.numel()
+        for weight in tiny.teacher(hidden_size=12, num_attention_heads=2, num_hidden_layers=2, intermediate_size=16).parameters()
+    )
+
+
+@pytest.mark.parametrize("limits", [Limits(parameters=10), Limits(latency_ms=1e-6)])
+def test_what_breaks_a_limit_is_refused_untrained_unless_it_is_a_yardstick(bench: objective.Bench, limits: Limits) -> None:
+    bench = replace(bench, spec=bench.spec.model_copy(update={"limits": limits}))
+    candidate, told = narrow(Recipe("kd", 0.5, (Term("kd"),))), []
+    found = objective.evaluate(candidate, bench, 0, progress=lambda *event: told.append(event))
+    assert (found.state, found.accuracy, told) == (REFUSED, None, [])
+    assert found.reason is not None
+    assert "exceeds the limit" in found.reason
+    yardstick = objective.evaluate(candidate, bench, 0, train_anyway=True)
+    assert yardstick.state == COMPLETE
+    assert max(yardstick.violations) > 0
+
+
+def test_both_stages_of_a_recipe_are_trained(bench: objective.Bench) -> None:
+    """The head learns in the second stage only, the layers in both."""
+    recipe = Recipe("stages", 1.0, (Term("hidden_mse", 1.0, (("matching", "last_only"),)),), switch=0.5)
+    heads = []
+    student = build(bench.teacher, narrow(recipe), 0)
+    objective.train(
+        student, narrow(recipe), bench, Training(steps=4, batch_tokens=256), lambda *_: heads.append(student.classifier.weight.clone())
+    )
+    first, second, third, fourth = heads
+    assert torch.equal(first, second)
+    assert not torch.equal(second, third)
+    assert not torch.equal(third, fourth)
