@@ -17,7 +17,7 @@ from kdsearch.records import COMPLETE, REFUSED, Measurement
 from kdsearch.search_space import SearchSpace, depths, each_branch
 from kdsearch.students.build import build
 from kdsearch.students.families import architecture_of, classes_of, fixed_of
-from kdsearch.study_file import Limits, StudySpec, Training
+from kdsearch.study_file import StudySpec, Training
 from kdsearch.target.latency import Latency, measure
 from kdsearch.tasks import data, metrics, pool
 from kdsearch.teacher import Outputs
@@ -64,22 +64,22 @@ def signals_of(space: SearchSpace, extra: list[Candidate], config: PretrainedCon
 
 
 def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool = False, progress: Progress = silent) -> Measurement:
-    """Cost, limits, build, latency, limits, proxy distillation, scores. ``train_anyway`` trains a yardstick that breaks a limit.
+    """Cost, limits, build, latency, limits, proxy distillation, scores, limits. ``train_anyway`` trains a yardstick that breaks a limit.
 
     What goes wrong in a stage is raised; the search records it and goes on.
     """
     start, spec = time.perf_counter(), bench.spec
     counted = measured_cost(candidate, bench)
-    if (reason := broken(counted, spec.limits)) and not train_anyway:
+    if (reason := broken(counted, bench)) and not train_anyway:
         return replace(counted, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
     student = build(bench.teacher, candidate, seed)
     timed = _with_latency(counted, measure(student, bench.teacher, spec.target, seed))
-    timed = replace(timed, violations=excess(timed, spec.limits))
-    if (reason := broken(timed, spec.limits)) and not train_anyway:
+    timed = replace(timed, violations=excess(timed, bench))
+    if (reason := broken(timed, bench)) and not train_anyway:
         return replace(timed, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
     train(student, candidate, bench, spec.proxy, progress)
-    found = scores(student, bench)
-    return replace(timed, state=COMPLETE, **found, steps=spec.proxy.steps, seconds=time.perf_counter() - start)
+    found = replace(timed, state=COMPLETE, **scores(student, bench), steps=spec.proxy.steps)
+    return replace(found, violations=excess(found, bench), seconds=time.perf_counter() - start)
 
 
 def train(student: PreTrainedModel, candidate: Candidate, bench: Bench, training: Training, progress: Progress = silent) -> None:
@@ -96,7 +96,7 @@ def measured_cost(candidate: Candidate, bench: Bench) -> Measurement:
     parameters = cost.parameters(candidate.architecture, fixed)
     flops = cost.flops(candidate.architecture, fixed, target.batch_size, target.sequence_length)
     counted = Measurement(state=REFUSED, parameters=parameters, flops=flops, bytes=cost.weight_bytes(parameters))
-    return replace(counted, violations=excess(counted, bench.spec.limits))
+    return replace(counted, violations=excess(counted, bench))
 
 
 def scores(student: PreTrainedModel, bench: Bench) -> dict[str, float]:
@@ -109,31 +109,42 @@ def scores(student: PreTrainedModel, bench: Bench) -> dict[str, float]:
     return {"accuracy": accuracy, "accuracy_se": accuracy_se, "divergence": divergence, "divergence_se": divergence_se}
 
 
-def excess(found: Measurement, limits: Limits) -> tuple[float, ...]:
-    """value / limit - 1 for each limit of the study, in the order of the study file's keys: above 0 where a limit is broken.
+def excess(found: Measurement, bench: Bench) -> tuple[float, ...]:
+    """For each limit of the study, in the order of the study file's keys: value / limit - 1, above 0 where the limit is broken.
 
-    A latency that is not measured yet counts as at its limit (0), so that every trial has the same number of constraints.
+    What must not fall below its limit counts limit / value - 1. What is not measured yet counts as at its limit (0), so that every trial
+    has the same number of constraints.
     """
-    pairs = _limited(found, limits)
-    return tuple(value / limit - 1 if value is not None else 0.0 for _, value, limit in pairs)
+    return tuple(over for _, _, _, over in _limited(found, bench))
 
 
-def broken(found: Measurement, limits: Limits) -> str | None:
+def broken(found: Measurement, bench: Bench) -> str | None:
     """Which limits a candidate breaks, in words; None when it breaks none."""
-    over = [
-        f"{name} {value:.4g} exceeds the limit {limit:.4g}" for name, value, limit in _limited(found, limits) if value and value > limit
-    ]
-    return "; ".join(over) or None
+    limited = _limited(found, bench)
+    words = [f"{name} {value:.4g} {_verb(name)} the limit {limit:.4g}" for name, value, limit, over in limited if over > 0]
+    return "; ".join(words) or None
 
 
-def _limited(found: Measurement, limits: Limits) -> list[tuple[str, float | None, float]]:
-    values = {
+def _limited(found: Measurement, bench: Bench) -> list[tuple[str, float | None, float, float]]:
+    """Name, value, limit and excess of every limit of the study."""
+    least = {"accuracy_relative": found.accuracy / bench.facts["teacher"]["accuracy"] if found.accuracy is not None else None}
+    most = {
         "latency_ms": found.latency_ms,
         "latency_relative": found.latency_relative,
         "parameters": found.parameters,
         "megabytes": found.bytes / 1e6 if found.bytes else None,
     }
-    return [(name, values[name], limit) for name, limit in limits.model_dump().items() if limit is not None]
+    rows = []
+    for name, limit in bench.spec.limits.model_dump().items():
+        if limit is not None:
+            value = {**most, **least}[name]
+            larger, smaller = (limit, value) if name in least else (value, limit)
+            rows.append((name, value, limit, 0.0 if value is None else larger / max(smaller, 1e-9) - 1))
+    return rows
+
+
+def _verb(name: str) -> str:
+    return "is below" if name == "accuracy_relative" else "exceeds"
 
 
 def _with_latency(found: Measurement, latency: Latency) -> Measurement:

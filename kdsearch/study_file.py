@@ -79,12 +79,13 @@ class Target(Section):
 
 
 class Limits(Section):
-    """What a student must not exceed; checked on the untrained student."""
+    """What a student must not exceed, checked on the untrained student; and the least share of the teacher's accuracy, after training."""
 
     latency_ms: Positive | None = None
     latency_relative: Positive | None = None
     parameters: Count | None = None
     megabytes: Positive | None = None
+    accuracy_relative: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class Training(Section):

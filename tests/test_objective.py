@@ -79,6 +79,20 @@ def test_what_breaks_a_limit_is_refused_untrained_unless_it_is_a_yardstick(bench
     assert max(yardstick.violations) > 0
 
 
+def test_too_little_accuracy_breaks_a_limit_after_training(bench: objective.Bench) -> None:
+    candidate, found = narrow(Recipe("none")), {}
+    for share in (0.01, 1.0):
+        bench.facts["teacher"]["accuracy"] = 1.0
+        limited = replace(bench, spec=bench.spec.model_copy(update={"limits": Limits(latency_ms=1e6, accuracy_relative=share)}))
+        found[share] = objective.evaluate(candidate, limited, 0)
+        assert found[share].state == COMPLETE
+        assert len(found[share].violations) == 2
+    assert max(found[0.01].violations) < 0
+    assert found[1.0].violations[1] == pytest.approx(1 / found[1.0].accuracy - 1)
+    words = objective.broken(replace(found[1.0], accuracy=0.5), limited)
+    assert words == "accuracy_relative 0.5 is below the limit 1"
+
+
 def test_both_stages_of_a_recipe_are_trained(bench: objective.Bench) -> None:
     """The head learns in the second stage only, the layers in both."""
     recipe = Recipe("stages", 1.0, (Term("hidden_mse", 1.0, (("matching", "last_only"),)),), switch=0.5)

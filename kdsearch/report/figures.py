@@ -41,12 +41,12 @@ class Point:
 
 @dataclass(frozen=True)
 class FrontValues:
-    """Everything that the figures show; a student stands in exactly one of ``others``, ``over_limit``, ``baselines`` and ``front``,
+    """Everything that the figures show; a student stands in exactly one of ``others``, ``outside``, ``baselines`` and ``front``,
     except that a baseline on the front stands in both."""
 
     teacher: Point
     others: list[Point]
-    over_limit: list[Point]
+    outside: list[Point]
     baselines: list[Point]
     front: list[Point]
     refused: int
@@ -63,7 +63,7 @@ def front_values(folder: StudyFolder) -> FrontValues:
     return FrontValues(
         teacher=Point(1.0, teacher["accuracy"], teacher["accuracy_se"], 0.0, "teacher", text),
         others=[_point(record, {}) for record in rest if record.feasible],
-        over_limit=[_point(record, {}) for record in rest if not record.feasible],
+        outside=[_point(record, {}) for record in rest if not record.feasible],
         baselines=[_point(record, {}) for record in trained(folder.records) if record.baseline],
         front=[_point(record, chosen) for record in best],
         refused=ended["refused"],
@@ -76,8 +76,8 @@ def front_figure(values: FrontValues) -> go.Figure:
     figure = go.Figure()
     if values.others:
         figure.add_trace(_markers(values.others, "other students", QUIET, "circle", size=7))
-    if values.over_limit:
-        figure.add_trace(_markers(values.over_limit, "over a limit", QUIET, "x-thin-open", size=8))
+    if values.outside:
+        figure.add_trace(_markers(values.outside, "breaks a limit", QUIET, "x-thin-open", size=8))
     if values.front:
         figure.add_trace(_markers(values.front, "front", FRONT, "circle", size=10, mode="lines+markers+text"))
         figure.data[-1].update(line={"shape": "hv", "width": 2}, error_y=_bars(values.front, FRONT))
@@ -96,7 +96,7 @@ def divergence_figure(values: FrontValues) -> go.Figure:
     """Accuracy against the divergence from the teacher: where the smooth score and the noisy one rank students alike."""
     figure = go.Figure()
     groups = [
-        ("other students", [*values.others, *values.over_limit], QUIET, "circle"),
+        ("other students", [*values.others, *values.outside], QUIET, "circle"),
         ("front", values.front, FRONT, "circle"),
         ("hand-made baselines", values.baselines, BASELINE, "diamond"),
     ]

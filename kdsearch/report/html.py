@@ -77,7 +77,11 @@ def _cards(folder: StudyFolder) -> str:
 def _searched(folder: StudyFolder) -> str:
     facts, spec = folder.facts, folder.facts.get("spec", {})
     task, search, proxy = facts.get("task", {}), spec.get("search", {}), spec.get("proxy", {})
-    limits = [f"{key} ≤ {value:g}" for key, value in spec.get("limits", {}).items() if value is not None]
+    limits = [
+        f"{key} {'≥' if key == 'accuracy_relative' else '≤'} {value:g}"
+        for key, value in spec.get("limits", {}).items()
+        if value is not None
+    ]
     labels = task.get("classes", task.get("labels", []))
     counted = [
         f"{task[part]:,} {part.replace('_', ' ')}" for part in ("train", "transfer", "validation", "held_out", "test") if part in task
@@ -161,7 +165,7 @@ def _surroundings(facts: dict[str, Any]) -> str:
 
 def _cells(row: Row) -> list[str]:
     marks = "".join(f' <span class="mark">{pick}</span>' for pick in row.picks)
-    over = "" if row.feasible else ' <span class="over">over a limit</span>'
+    over = "" if row.feasible else ' <span class="over">breaks a limit</span>'
     interval = (
         f" [{row.latency_ms_low:.2f}, {row.latency_ms_high:.2f}]"
         if row.latency_ms_low is not None and row.latency_ms_high is not None

@@ -25,7 +25,7 @@ def show_front(folder: StudyFolder, console: Console) -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    role = row.role + "".join(f" *{pick}" for pick in row.picks) + ("" if row.feasible else " (over a limit)")
+    role = row.role + "".join(f" *{pick}" for pick in row.picks) + ("" if row.feasible else " (breaks a limit)")
     interval = f" [{row.latency_ms_low:.2f}, {row.latency_ms_high:.2f}]" if row.latency_ms_low and row.latency_ms_high else ""
     return [
         role,

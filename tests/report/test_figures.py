@@ -8,7 +8,7 @@ from kdsearch.report import figures, front
 def test_every_trained_student_is_drawn_once(study):
     values = figures.front_values(study)
     on_front_too = sum(record.baseline is not None for record in front.on_front(study))
-    drawn = len(values.others) + len(values.over_limit) + len(values.baselines) + len(values.front) - on_front_too
+    drawn = len(values.others) + len(values.outside) + len(values.baselines) + len(values.front) - on_front_too
     assert drawn == len(front.trained(study.records)) == 20
     assert (values.refused, values.failed) == (8, 1)
     assert [point.label for point in values.baselines] == ["no-kd", "distilbert", "tinybert"]

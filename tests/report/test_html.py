@@ -60,7 +60,7 @@ def test_the_page_is_whole_and_fetches_nothing(study):
         "6 minutes, sampler tpe, seed 0",
         "8,000 train",
         "baseline distilbert",
-        "over a limit",
+        "breaks a limit",
         "RuntimeError: <b>out of memory</b>",
         "exceeds the limit 0.5",
         "0.840 ± 0.010",
