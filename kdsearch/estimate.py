@@ -12,7 +12,7 @@ from kdsearch.students.families import architecture_of, fixed_of
 from kdsearch.tasks import batches, data
 
 CANDIDATES, SAMPLE_ROWS = 200, 500
-# Share of the matrix-product rate that a training step reaches, float32 on a CPU (measured; see benchmarks/naive.md).
+# Share of the float32 matrix-product rate that a training step of a small student reaches on a CPU, about.
 EFFICIENCY = 0.6
 
 
@@ -48,7 +48,7 @@ def describe(study: Study) -> dict[str, str]:
         f"{len(rows.transfer.texts)} transfer, {len(rows.held_out.texts)} held out; "
         f"classes {', '.join(rows.classes)}; {mean_tokens:.0f} tokens a row",
         "space": f"{len(drawn)} candidates drawn, {len(shapes)} shapes, "
-        f"{small / 1e6:.1f}M to {large / 1e6:.1f}M parameters, all can be built; "
+        f"{small / 1e6:.1f}M to {large / 1e6:.1f}M parameters, the smallest and the largest were built; "
         f"{len(drawn) - len(kept)} break limits.parameters",
         "before": f"about {tuning / 60:.1f} min of fine-tuning and {caching / 60:.1f} min of caching, once (kept for later runs)",
         "search": f"{spec.search.minutes:g} min with the {spec.search.sampler} sampler, {spec.proxy.steps} steps each: "

@@ -13,6 +13,7 @@ from kdsearch.candidate import Candidate
 from kdsearch.distillation.distil import Lesson, distil
 from kdsearch.distillation.knowledge import Shapes, teacher_signals
 from kdsearch.distillation.loop import Progress
+from kdsearch.errors import UserError
 from kdsearch.records import COMPLETE, REFUSED, Measurement
 from kdsearch.search_space import SearchSpace, depths, each_branch
 from kdsearch.students.build import build
@@ -44,10 +45,22 @@ def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candida
     device, seed = spec.target.device, spec.search.seed
     progress("reading the data", 0, 1)
     tokenizer = teacher.load_tokenizer(spec.teacher, base)
-    rows = pool.build(data.load(spec.task, base), tokenizer, spec.task.max_length)
+    rows = pool.build(data.load(spec.task, base, teacher.labels(spec.teacher, base)), tokenizer, spec.task.max_length)
     model, key = teacher.load(spec.teacher, base, rows, seed, device, progress)
     outputs = teacher.outputs(model, key, rows, signals_of(space, extra, model.config), device, progress)
-    return Bench(spec, model, tokenizer, rows, outputs, _facts(spec, model, rows, outputs, key))
+    facts = _facts(spec, model, rows, outputs, key)
+    _refuse_guessing(spec, facts)
+    return Bench(spec, model, tokenizer, rows, outputs, facts)
+
+
+def _refuse_guessing(spec: StudySpec, facts: dict[str, Any]) -> None:
+    """A teacher that is used as it is and answers no better than the largest class was made for other labels, or in another order."""
+    accuracy, error, majority = facts["teacher"]["accuracy"], facts["teacher"]["accuracy_se"], facts["task"]["majority"]
+    if spec.teacher.fine_tune is None and accuracy - 2 * error <= majority:
+        raise UserError(
+            f"teacher.fine_tune: null takes the model as it is, and its accuracy on validation, {accuracy:.3f} ± {error:.3f}, is not above "
+            f"that of always answering the largest class, {majority:.3f}; give {{epochs: 3}}, or check the order of its labels"
+        )
 
 
 def signals_of(space: SearchSpace, extra: list[Candidate], config: PretrainedConfig) -> frozenset[str]:
@@ -79,7 +92,7 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
         return replace(timed, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
     train(student, candidate, bench, spec.proxy, progress)
     found = replace(timed, state=COMPLETE, **scores(student, bench), steps=spec.proxy.steps)
-    return replace(found, violations=excess(found, bench), seconds=time.perf_counter() - start)
+    return replace(found, violations=excess(found, bench), reason=broken(found, bench), seconds=time.perf_counter() - start)
 
 
 def train(student: PreTrainedModel, candidate: Candidate, bench: Bench, training: Training, progress: Progress = silent) -> None:
@@ -110,7 +123,7 @@ def scores(student: PreTrainedModel, bench: Bench) -> dict[str, float]:
 
 
 def excess(found: Measurement, bench: Bench) -> tuple[float, ...]:
-    """For each limit of the study, in the order of the study file's keys: value / limit - 1, above 0 where the limit is broken.
+    """For each limit of the study, always in one order: value / limit - 1, above 0 where the limit is broken.
 
     What must not fall below its limit counts limit / value - 1. What is not measured yet counts as at its limit (0), so that every trial
     has the same number of constraints.
