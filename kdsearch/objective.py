@@ -13,6 +13,7 @@ from kdsearch.candidate import Candidate
 from kdsearch.distillation.distil import Lesson, distil
 from kdsearch.distillation.knowledge import Shapes, teacher_signals
 from kdsearch.distillation.loop import Progress
+from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
 from kdsearch.records import COMPLETE, REFUSED, Measurement
 from kdsearch.search_space import SearchSpace, depths, each_branch
@@ -82,6 +83,8 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
     What goes wrong in a stage is raised; the search records it and goes on.
     """
     start, spec = time.perf_counter(), bench.spec
+    if impossible := recipe_mistakes(candidate.distillation, _shapes(candidate, bench)):
+        return Measurement(REFUSED, reason="; ".join(impossible), seconds=time.perf_counter() - start, violations=_unknown(bench))
     counted = measured_cost(candidate, bench)
     if (reason := broken(counted, bench)) and not train_anyway:
         return replace(counted, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
@@ -98,9 +101,12 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
 def train(student: PreTrainedModel, candidate: Candidate, bench: Bench, training: Training, progress: Progress = silent) -> None:
     """Distil a built student on the bench, in place."""
     spec = bench.spec
-    shapes = Shapes(candidate.architecture, architecture_of(bench.teacher.config), classes_of(bench.teacher.config))
     lesson = Lesson(bench.rows, bench.outputs.batch, training, spec.search.seed, spec.target.device)
-    distil(student, candidate, shapes, lesson, progress)
+    distil(student, candidate, _shapes(candidate, bench), lesson, progress)
+
+
+def _shapes(candidate: Candidate, bench: Bench) -> Shapes:
+    return Shapes(candidate.architecture, architecture_of(bench.teacher.config), classes_of(bench.teacher.config))
 
 
 def measured_cost(candidate: Candidate, bench: Bench) -> Measurement:
@@ -129,6 +135,11 @@ def excess(found: Measurement, bench: Bench) -> tuple[float, ...]:
     has the same number of constraints.
     """
     return tuple(over for _, _, _, over in _limited(found, bench))
+
+
+def _unknown(bench: Bench) -> tuple[float, ...]:
+    """The constraints of a candidate of which nothing was measured."""
+    return excess(Measurement(REFUSED), bench)
 
 
 def broken(found: Measurement, bench: Bench) -> str | None:
