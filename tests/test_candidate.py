@@ -24,6 +24,12 @@ CHANGES = {
     "a term's knob": replace(ONE, distillation=Recipe("kd", 0.5, (Term("kd", 1.0, (("temperature", 4.5),)),))),
     "the knowledge": replace(ONE, distillation=Recipe("kd", 0.5, (Term("reverse_kl", 1.0, (("temperature", 4.0),)),))),
     "one more term": replace(ONE, distillation=Recipe("kd", 0.5, (KD, Term("jsd")))),
+    "a term's schedule": replace(ONE, distillation=Recipe("kd", 0.5, (replace(KD, schedule="grow"),))),
+    "the labels' schedule": replace(ONE, distillation=Recipe("kd", 0.5, (KD,), hard_schedule="decay")),
+    "switch": replace(ONE, distillation=Recipe("kd", 0.5, (KD,), switch=0.5)),
+    "balance": replace(ONE, distillation=Recipe("kd", 0.5, (KD,), balance="equal")),
+    "scale": replace(ONE, distillation=Recipe("kd", 0.5, (KD,), scale="raw")),
+    "the same knowledge twice": replace(ONE, distillation=Recipe("kd", 0.5, (KD, replace(KD, label="again")))),
     "learning_rate": replace(ONE, training=Training(5.000001e-4)),
 }
 
@@ -54,6 +60,30 @@ def test_neither_the_order_of_terms_nor_the_type_of_a_whole_number_is_part_of_th
     whole = written(ffn_ratio=2, kd={"temperature": 4}, cos={"weight": 1, "matching": [[0, 1, 1]]})
     real = written(ffn_ratio=2.0, cos={"weight": 1.0, "matching": [[0, 1, 1.0]]}, kd={"temperature": 4.0})
     assert whole.key() == real.key()
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        (replace(KD, label="soft"),),
+        (replace(KD, knobs=(*KD.knobs, ("temperature_end", None))),),
+        (KD, Term("cos", 0.0)),
+        (Term("cos", 0.0, label="nothing"), KD),
+    ],
+    ids=["a label", "an open knob", "a term of no weight", "a labelled one before"],
+)
+def test_what_changes_nothing_is_no_part_of_the_key(terms: tuple[Term, ...]) -> None:
+    assert replace(ONE, distillation=Recipe("kd", 0.5, terms)).key() == ONE.key()
+
+
+def test_labels_of_two_terms_of_one_knowledge_do_not_matter_nor_does_their_order() -> None:
+    low, high = (Term("cos", weight, (("matching", ((0, 1), (1, 3))),)) for weight in (1.0, 2.0))
+    orders = [(replace(low, label="a"), replace(high, label="b")), (replace(high, label="x"), low)]
+    keys = {replace(ONE, distillation=Recipe("r", 0.5, terms)).key() for terms in orders}
+    assert len(keys) == 1
+    back = from_dict(json.loads(json.dumps(replace(ONE, distillation=Recipe("r", 0.5, orders[0])).to_dict())))
+    assert [term.name for term in back.distillation.terms] == ["a", "b"]
+    assert hash(back) == hash(replace(ONE, distillation=Recipe("r", 0.5, orders[0])))
 
 
 def test_a_key_is_the_same_in_every_process_and_version() -> None:

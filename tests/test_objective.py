@@ -80,6 +80,15 @@ def test_what_breaks_a_limit_is_refused_untrained_unless_it_is_a_yardstick(bench
     assert max(yardstick.violations) > 0
 
 
+def test_a_recipe_that_these_two_models_cannot_use_is_refused_before_anything_is_built(bench: objective.Bench) -> None:
+    told = []
+    impossible = narrow(Recipe("heads", 0.5, (Term("minilmv2", knobs=(("relation_heads", 5),)),)))
+    found = objective.evaluate(impossible, bench, 0, progress=lambda *event: told.append(event))
+    assert (found.state, found.accuracy, found.latency_ms, told) == (REFUSED, None, None, [])
+    assert found.reason is not None
+    assert "relation_heads must divide the student's hidden size; got 5 for 12" in found.reason
+
+
 def test_a_teacher_that_only_guesses_is_refused_when_it_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
     spec = StudySpec.model_validate({**tiny.study(tmp_path), "teacher": {"model": "model", "fine_tune": None}})

@@ -174,6 +174,21 @@ def test_each_branch_takes_every_branch_every_choice_and_both_ends_of_a_range(sp
         assert wanted <= taken, branch
 
 
+def test_choices_of_one_term_are_tried_together_and_those_of_others_alone() -> None:
+    term = {"knowledge": {"choice": ["cos", "minilm"]}, "matching": {"choice": ["last_only", "last2"]}}
+    content = {"architecture": ARCHITECTURE, "distillation": {"layers": term, "kd": {"temperature": {"choice": [1.0, 2.0]}}}}
+    terms = [candidate.distillation.terms[0] for candidate in each_branch(parse(content))]
+    pairs = {(term.knowledge, dict(term.knobs)["matching"]) for term in terms}
+    assert pairs == set(itertools.product(["cos", "minilm"], ["last_only", "last2"]))
+
+
+def test_weights_that_may_each_be_0_are_not_taken_for_a_recipe_of_nothing() -> None:
+    weight = {"float": [0.0, 1.0]}
+    content = {"architecture": ARCHITECTURE, "distillation": {"hard_weight": weight, "kd": {"weight": weight}}}
+    recipes = [candidate.distillation for candidate in each_branch(parse(content))]
+    assert {(recipe.hard_weight, recipe.terms[0].weight) for recipe in recipes} == {(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)}
+
+
 def test_each_architecture_is_every_combination_of_choices() -> None:
     content = {"layers": {"int": [1, 3]}, "heads": {"choice": [2, 4]}, "head_size": 16, "ffn_ratio": {"float": [1, 4]}}
     found = [(shape.layers, shape.heads, shape.head_size, shape.ffn_ratio) for shape in each_architecture(parse({"architecture": content}))]

@@ -1,12 +1,14 @@
+import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from kdsearch.candidate import Candidate, Initialization, Recipe, Term
 from kdsearch.distillation.composition import Composition, per_labelled
-from kdsearch.distillation.knowledge import KNOWLEDGE, Shapes, teacher_signals
+from kdsearch.distillation.knowledge import Shapes, teacher_signals
 from kdsearch.distillation.signals import observe
 from kdsearch.students.build import build
 from kdsearch.tasks.batches import Batch
@@ -17,7 +19,6 @@ TEACHER = tiny.teacher(classes=CLASSES)
 NARROW = tiny.narrower()  # as many heads as the teacher, half as wide
 LENGTHS = [7, 12, 3, 9]
 LABELS = [0, -100, 2, 1]
-NOT_ZERO_AT_EQUALITY = {"infonce"}  # its minimum is above 0
 
 
 def models(student_shape=NARROW, knowledge: str = "kd", **knobs: Any):
@@ -30,54 +31,6 @@ def models(student_shape=NARROW, knowledge: str = "kd", **knobs: Any):
 def value(student: torch.nn.Module, composition: Composition, batch: Batch) -> torch.Tensor:
     of_student = observe(student, batch, composition.student_signals)
     return composition(of_student, observe(TEACHER, batch, composition.teacher_signals), batch)
-
-
-@pytest.mark.parametrize("knowledge", KNOWLEDGE)
-def test_each_knowledge_teaches_the_student_and_its_projection_but_not_the_teacher(knowledge: str) -> None:
-    student, composition = models(knowledge=knowledge)
-    TEACHER.zero_grad()
-    found = value(student, composition, tiny.batch(LENGTHS, labels=LABELS))
-    assert found.shape == (len(LENGTHS),)
-    assert found.dtype == torch.float32
-    assert found.isfinite().all()
-    assert (found.detach() > -1e-6).all()
-    found.mean().backward()
-    assert bool(composition.projections) == KNOWLEDGE[knowledge].projected
-    learning = [*student.bert.embeddings.parameters(), *composition.parameters()]
-    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in learning if weight.grad is not None)
-    assert student.bert.embeddings.word_embeddings.weight.grad.abs().sum() > 0
-    assert all(weight.grad.abs().sum() > 0 for weight in composition.parameters())
-    assert all(weight.grad is None for weight in TEACHER.parameters())
-
-
-@pytest.mark.parametrize("knowledge", KNOWLEDGE)
-def test_a_student_that_is_the_teacher_has_nothing_to_learn(knowledge: str) -> None:
-    student, composition = models(tiny.SHAPE, knowledge)
-    assert not composition.projections
-    found = value(student, composition, tiny.batch(LENGTHS, labels=LABELS)).detach()
-    if knowledge in NOT_ZERO_AT_EQUALITY:
-        assert (found > 1e-3).all()
-    else:
-        torch.testing.assert_close(found, torch.zeros(4), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("knowledge", KNOWLEDGE)
-def test_padding_changes_nothing_from_end_to_end(knowledge: str) -> None:
-    student, composition = models(knowledge=knowledge)
-    narrow, wide = (value(student, composition, tiny.batch(LENGTHS, width, labels=LABELS)).detach() for width in (12, 24))
-    torch.testing.assert_close(narrow, wide, rtol=1e-4, atol=1e-5)
-    assert narrow.abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("knowledge", KNOWLEDGE)
-def test_cached_outputs_in_bfloat16_by_token_serve_as_well(knowledge: str) -> None:
-    student, composition = models(knowledge=knowledge)
-    batch = tiny.batch(LENGTHS, labels=LABELS)
-    of_student, of_teacher = observe(student, batch, composition.student_signals), observe(TEACHER, batch, composition.teacher_signals)
-    merged = {name: tensor.transpose(1, 2).flatten(2) if tensor.ndim == 4 else tensor for name, tensor in of_teacher.items()}
-    cached = {name: tensor if name == "logits" else tensor.bfloat16() * batch.attention_mask[:, :, None] for name, tensor in merged.items()}
-    exact, rounded = (composition(of_student, outputs, batch).detach() for outputs in (of_teacher, cached))
-    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.01)
 
 
 def test_the_parts_are_weighted_and_added() -> None:
@@ -165,3 +118,109 @@ def test_the_teacher_is_asked_for_no_more_than_is_used(knowledge: str, knobs: di
 
 def test_a_recipe_of_labels_alone_asks_the_teacher_nothing() -> None:
     assert teacher_signals(Recipe("labels", 1.0), Shapes(NARROW, tiny.SHAPE, CLASSES)) == frozenset()
+
+
+def unit_of(knowledge: str, batch: Batch, **knobs: Any) -> float:
+    composition = Composition(tiny.recipe(knowledge, **knobs), Shapes(NARROW, tiny.SHAPE, CLASSES))
+    composition.calibrate([(observe(TEACHER, batch, composition.teacher_signals), batch)])
+    return composition.units[knowledge]
+
+
+def test_the_unit_of_kd_is_the_divergence_of_the_mean_logits() -> None:
+    batch = tiny.batch(LENGTHS)
+    logits = observe(TEACHER, batch, frozenset({"logits"}))["logits"].detach().double()
+    p, q = (logits / 3).softmax(dim=1), (logits.mean(dim=0) / 3).softmax(dim=0)
+    assert unit_of("kd", batch, temperature=3.0) == pytest.approx(9 * float((p * (p / q).log()).sum(dim=1).mean()), rel=1e-4)
+
+
+def test_the_unit_of_hidden_mse_is_the_variance_of_the_states_over_tokens() -> None:
+    batch = tiny.batch([6, 6, 6, 6])  # rows of one length, so that a mean over rows is one over tokens
+    states = observe(TEACHER, batch, frozenset({"hidden.1", "hidden.3"}))
+    variances = [float(found.detach().double().flatten(0, 1).var(dim=0, correction=0).mean()) for found in states.values()]
+    assert unit_of("hidden_mse", batch, matching="uniform") == pytest.approx(sum(variances) / 2, rel=1e-4)
+
+
+def test_the_unit_of_attention_kl_is_what_even_attention_lacks() -> None:
+    batch = tiny.batch([5, 5, 5])
+    found = observe(TEACHER, batch, frozenset({"query.3", "key.3"}))
+    p = (found["query.3"] @ found["key.3"].mT / 12**0.5).detach().double().softmax(dim=3)
+    assert unit_of("attention_kl", batch, matching="last_only") == pytest.approx(float((p * (p * 5).log()).sum(dim=3).mean()), rel=1e-4)
+
+
+def test_units_are_means_over_the_batches_and_of_labels_over_those_that_have_some() -> None:
+    first, second, bare = (
+        tiny.batch([5, 5], labels=[0, 1]),
+        tiny.batch([7, 7], seed=2, labels=[2, 0]),
+        tiny.batch([6, 6], seed=3, labels=[-100, -100]),
+    )
+    for knowledge, used in (("logit_mse", (first, second, bare)), ("dkd", (first, second))):
+        composition = Composition(tiny.recipe(knowledge), Shapes(NARROW, tiny.SHAPE, CLASSES))
+        composition.calibrate((observe(TEACHER, batch, composition.teacher_signals), batch) for batch in (first, second, bare))
+        assert composition.units[knowledge] == pytest.approx(np.mean([unit_of(knowledge, batch) for batch in used]), rel=1e-4)
+
+
+def test_the_scale_decides_whether_a_loss_is_divided_by_its_unit() -> None:
+    student, batch = models()[0], tiny.batch(LENGTHS, labels=LABELS)
+    for knowledge in ("kd", "cos", "minilm"):
+        found = {}
+        for scale in ("raw", "guess"):
+            composition = Composition(replace(tiny.recipe(knowledge), scale=scale), Shapes(NARROW, tiny.SHAPE, CLASSES))
+            composition.calibrate([(observe(TEACHER, batch, composition.teacher_signals), batch)])
+            found[scale] = value(student, composition, batch).detach()
+        torch.testing.assert_close(found["guess"] * composition.units[knowledge], found["raw"])
+    hard = Composition(Recipe("labels"), Shapes(NARROW, tiny.SHAPE, CLASSES))
+    raw = Composition(Recipe("labels", scale="raw"), Shapes(NARROW, tiny.SHAPE, CLASSES))
+    torch.testing.assert_close(value(student, hard, batch) * math.log(3), value(student, raw, batch))
+
+
+def test_a_temperature_goes_linearly_to_its_end() -> None:
+    student, batch = models()[0], tiny.batch(LENGTHS, labels=LABELS)
+    shapes = Shapes(NARROW, tiny.SHAPE, CLASSES)
+    moving = Composition(replace(tiny.recipe("kd", temperature=6.0, temperature_end=2.0), scale="raw"), shapes)
+    of_student, of_teacher = observe(student, batch, moving.student_signals), observe(TEACHER, batch, moving.teacher_signals)
+    for progress, temperature in ((0.0, 6.0), (0.25, 5.0), (1.0, 2.0)):
+        still = Composition(replace(tiny.recipe("kd", temperature=temperature), scale="raw"), shapes)
+        torch.testing.assert_close(moving(of_student, of_teacher, batch, progress), still(of_student, of_teacher, batch))
+
+
+def test_random_layers_are_drawn_anew_in_every_epoch_from_the_seed() -> None:
+    student, batch = models()[0], tiny.batch(LENGTHS, labels=LABELS)
+
+    def drawn(seed: int) -> list[float]:
+        recipe = replace(tiny.recipe("hidden_mse", matching="random"), scale="raw")
+        composition = Composition(recipe, Shapes(NARROW, tiny.SHAPE, CLASSES), seed)
+        found = observe(student, batch, composition.student_signals), observe(TEACHER, batch, composition.teacher_signals)
+        return [round(float(composition(*found, replace(batch, epoch=epoch)).detach().mean()), 5) for epoch in range(8)]
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert len(set(drawn(0))) > 2
+
+
+def test_only_what_counts_in_a_stage_is_asked_for() -> None:
+    terms = (Term("kd"), Term("cos", knobs=(("matching", "last_only"),)), Term("minilm"), Term("embedding_mse", 0.0))
+    composition = Composition(Recipe("stages", 1.0, terms, switch=0.4), Shapes(NARROW, tiny.SHAPE, CLASSES))
+    qkv = {f"{name}.{{}}" for name in ("query", "key", "value")}
+    first = ({"logits", "hidden.1", *(name.format(1) for name in qkv)}, {"hidden.3", *(name.format(3) for name in qkv)})
+    assert composition.wanted(0.39) == first
+    assert composition.wanted(0.4) == ({"logits"}, {"logits"})
+    assert composition.weights(0.39) == {"cos": 1.0, "minilm": 1.0}
+    assert composition.weights(0.4) == {"hard": 1.0, "kd": 1.0}
+
+
+def test_a_loss_that_is_learned_already_is_not_blown_up_by_balance() -> None:
+    """A student that equals the teacher in a layer has nothing to gain there: its factor stays below a thousandth of a unit's inverse."""
+    batch = tiny.batch(LENGTHS, labels=LABELS)
+    composition = Composition(Recipe("x", 1.0, (Term("cos"),), balance="equal"), Shapes(tiny.SHAPE, tiny.SHAPE, CLASSES))
+    found = observe(TEACHER, batch, composition.student_signals)
+    composition.calibrate([(found, batch)])
+    assert composition.factors({"cos": 1.0}, {"cos": torch.tensor(0.0)})["cos"] == pytest.approx(1000)
+    assert composition(found, found, batch).isfinite().all()
+
+
+@pytest.mark.parametrize("balance", ["equal", "logits"])
+def test_a_batch_without_labels_is_still_taught_by_its_layers(balance: str) -> None:
+    student, batch = models()[0], tiny.batch(LENGTHS, labels=[-100] * 4)
+    composition = Composition(Recipe("x", 1.0, (Term("dkd"), Term("cos")), balance=balance), Shapes(NARROW, tiny.SHAPE, CLASSES))
+    found = value(student, composition, batch)
+    assert found.isfinite().all()
+    assert (found > 0).all()

@@ -1,11 +1,15 @@
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from kdsearch.candidate import Candidate, Initialization, Recipe, Term, Training
+from kdsearch.distillation.composition import Composition
 from kdsearch.distillation.distil import Lesson, batches, distil
 from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.signals import observe
@@ -51,6 +55,34 @@ def test_distilling_brings_the_student_nearer_to_the_teacher(rows: Pool) -> None
     assert divergence(student, rows) < 0.7 * divergence(before, rows)
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert told == [("distilling", step, 40) for step in range(1, 41)]
+
+
+@pytest.mark.parametrize(("scale", "balance", "calls"), [("guess", "fixed", 1), ("raw", "equal", 1), ("raw", "fixed", 0)])
+def test_units_are_measured_before_training_where_they_are_used(
+    scale: str, balance: str, calls: int, rows: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, calibrate = [], Composition.calibrate
+
+    def watched(self: Composition, told: Iterable[Any]) -> None:
+        calibrate(self, told)
+        measured.append(self.units)
+
+    monkeypatch.setattr(Composition, "calibrate", watched)
+    trained(rows, replace(KD, scale=scale, balance=balance), LENGTH.model_copy(update={"steps": 1}))
+    assert len(measured) == calls
+    assert all(units["kd"] != 1 and units["hidden_mse"] != 1 for units in measured)
+
+
+def test_the_end_of_the_training_is_that_of_its_schedules(rows: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments, forward = [], Composition.forward
+
+    def watched(self: Composition, *args: Any) -> Any:
+        moments.append(args[3])
+        return forward(self, *args)
+
+    monkeypatch.setattr(Composition, "forward", watched)
+    trained(rows, length=LENGTH.model_copy(update={"steps": 4}))
+    assert moments == [0.125, 0.375, 0.625, 0.875]
 
 
 def test_equal_seeds_give_equal_students_and_other_seeds_others(rows: Pool) -> None:
