@@ -149,7 +149,8 @@ def study(folder: Path) -> dict[str, Any]:
 
 
 def recipe(knowledge: str, hard_weight: float = 0.0, weight: float = 1.0, **knobs: Any) -> Recipe:
-    return Recipe("tried", hard_weight, (Term(knowledge, weight, tuple(sorted(knobs.items()))),))
+    frozen = {name: tuple(map(tuple, value)) if isinstance(value, list) else value for name, value in knobs.items()}
+    return Recipe("tried", hard_weight, (Term(knowledge, weight, tuple(sorted(frozen.items()))),))
 
 
 def same_shape() -> Candidate:

@@ -1,5 +1,6 @@
 """Why a recipe cannot be used on two models: names, ranges, stages, and sizes that a loss cannot compare."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -82,7 +83,9 @@ def _part_mistakes(recipe: Recipe) -> list[str]:
     return messages
 
 
+@cache
 def _refusals(term: Term, shapes: Shapes) -> list[str]:
+    """What the term's loss says to these sizes; a term stands in many recipes of a space, and is tried once."""
     alone = Recipe("trial", 0.0, (term,))
     try:
         composition = Composition(alone, shapes)
