@@ -18,8 +18,6 @@ import datetime
 import json
 import math
 import os
-import shlex
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,8 +178,7 @@ def document(told: dict[str, Any], lines: list[str], command: str) -> str:
 {told["date"]}; {told["machine"]}.
 
 Student: 3 layers x 192, 12 heads, FFN 768, from the quickstart's teacher (validation accuracy {told["teacher"]:.3f});
-{told["steps"]} steps of about {told["batch_tokens"]} tokens, learning rate {LEARNING_RATE:g}, {told["seeds"]} seeds,
-{told["rows"]} validation rows.
+{told["steps"]} steps of about {told["batch_tokens"]} tokens, learning rate {LEARNING_RATE:g}, {told["seeds"]} seeds, {told["rows"]} rows.
 
 {HEAD}
 {chr(10).join(lines)}
@@ -257,7 +254,8 @@ def main() -> None:
         "machine": machine_words(),
         "date": datetime.date.today().isoformat(),
     }
-    options.out.write_text(document(told, table(groups, cost), shlex.join(["python", *sys.argv])), encoding="utf-8")
+    command = f"python benchmarks/recipes.py --steps {options.steps} --seeds {options.seeds}"
+    options.out.write_text(document(told, table(groups, cost), command), encoding="utf-8")
     print(json.dumps(told))
 
 
