@@ -24,6 +24,7 @@ from kdsearch.errors import UserError
 from kdsearch.machine import accelerator
 from kdsearch.objective import Bench
 from kdsearch.report import dashboard, front, html, study_folder, tables
+from kdsearch.starts import starts
 from kdsearch.students.baselines import baselines
 from kdsearch.students.families import architecture_of
 
@@ -57,6 +58,7 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
                 bench.facts["teacher"]["flops"],
                 study.folder,
                 lambda record: dashboard.note(record, bench.facts),
+                starts(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
             )
 
             def evaluate(candidate: Candidate, seed: int, anyway: bool) -> records.Measurement:

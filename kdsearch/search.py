@@ -43,13 +43,15 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the engine needs besides Optuna: the domains, the accuracy of guessing, the teacher's FLOPs, its folder, a trial's note."""
+    """What the engine needs besides Optuna: the domains, the accuracy of guessing, the teacher's FLOPs, its folder, a trial's note, and
+    parameters that are tried before chance."""
 
     space: SearchSpace
     floor: float
     teacher_flops: float
     folder: Path
     note: Callable[[Record], str]
+    starts: Sequence[dict[str, Any]] = ()
 
 
 def open_study(storage: str, name: str, facts: dict[str, Any]) -> optuna.Study:
@@ -111,7 +113,7 @@ def search(
     known = stored_records(study)
     records.write(around.folder / "trials.jsonl", known)
     while not exhausted(known, plan):
-        _enqueue_next(study, baselines if plan.baselines else {})
+        _enqueue_next(study, baselines if plan.baselines else {}, around.starts)
         study.sampler = OfTheSpace(make_sampler(plan, derived(plan.seed, len(known))))
         trial = study.ask()
         candidate = _proposal(trial, around.space)
@@ -144,7 +146,7 @@ def close_interrupted(study: optuna.Study) -> None:
             continue
         live.set_user_attr("interrupted", True)
         retries = trial.user_attrs.get("retries", 0)
-        attributes = {key: trial.user_attrs[key] for key in ("baseline", "candidate") if key in trial.user_attrs}
+        attributes = {key: trial.user_attrs[key] for key in ("baseline", "candidate", "start") if key in trial.user_attrs}
         again = "candidate" in attributes and retries < MOST_RETRIES
         # A kill may have come after the queueing and before the end.
         queued = any(other.user_attrs.get("retry_of") == trial.number for other in study.get_trials(deepcopy=False))
@@ -162,16 +164,19 @@ def stored_records(study: optuna.Study) -> list[Record]:
     return [records.from_dict(trial.user_attrs["record"]) for trial in finished if "record" in trial.user_attrs]
 
 
-def _enqueue_next(study: optuna.Study, baselines: dict[str, Candidate]) -> None:
-    """Queue the first baseline that was not queued yet, unless something waits already: what was interrupted goes first.
+def _enqueue_next(study: optuna.Study, baselines: dict[str, Candidate], starts: Sequence[dict[str, Any]]) -> None:
+    """Queue the first baseline that was not queued yet, then the starts, unless something waits already: what was interrupted goes first.
 
-    A baseline need not lie in the space, so it is carried whole instead of as parameters.
+    A baseline need not lie in the space, so it is carried whole; a start has some parameters, and the sampler adds the rest.
     """
     trials = study.get_trials(deepcopy=False)
-    queued = {trial.user_attrs.get("baseline") for trial in trials}
-    following = next((name for name in baselines if name not in queued), None)
-    if following and not any(trial.state == TrialState.WAITING for trial in trials):
+    if any(trial.state == TrialState.WAITING for trial in trials):
+        return
+    queued = {trial.user_attrs.get(kind) for trial in trials for kind in ("baseline", "start")}
+    if following := next((name for name in baselines if name not in queued), None):
         study.enqueue_trial({}, user_attrs={"baseline": following, "candidate": baselines[following].to_dict()})
+    elif (number := next((number for number in range(len(starts)) if number not in queued), None)) is not None:
+        study.enqueue_trial(starts[number], user_attrs={"start": number})
 
 
 def _proposal(trial: optuna.Trial, space: SearchSpace) -> Candidate:

@@ -175,6 +175,12 @@ def each_architecture(space: SearchSpace) -> Iterator[Architecture]:
         yield Architecture(**dict(zip(tree, values, strict=True)))
 
 
+def choices(space: SearchSpace, section: str) -> dict[str, list[Any]]:
+    """By name, the values of each domain of a section that has no branches; of a wide or real range, its ends."""
+    tree = space.tree[section]
+    return {f"{section}.{key}": _combined(value) for key, value in tree.items() if isinstance(value, Int | Float | Choice)}
+
+
 def depths(space: SearchSpace) -> list[int]:
     """Every number of layers that a student of the space may have."""
     layers = space.tree["architecture"]["layers"]

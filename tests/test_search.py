@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -77,6 +78,30 @@ def test_baselines_come_first_and_once(tmp_path: Path) -> None:
     found = fake_search.run(tmp_path, 6)
     assert [record.baseline for record in found] == ["no-kd", "distilbert", "tinybert", None, None, None]
     assert [from_dict(record.candidate) for record in found[:3]] == list(fake_search.BASELINES.values())
+
+
+def test_starts_come_after_the_baselines_once_each_also_when_the_search_is_resumed(tmp_path: Path) -> None:
+    wanted = [{"architecture.layers": 2, "architecture.heads": 12}, {"architecture.layers": 3}]
+    around = replace(fake_search.around(tmp_path), starts=wanted)
+
+    def run(trials: int) -> list[records.Record]:
+        study = search.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
+        plan = Search(trials=trials, minutes=1000, startup_trials=8)
+        return search.search(study, around, fake_search.objective, plan, fake_search.BASELINES, fake_search.Watcher())
+
+    run(4)
+    found = run(8)
+    shapes = [from_dict(record.candidate).architecture for record in found]
+    assert [record.baseline for record in found[:3]] == list(fake_search.BASELINES)
+    assert (shapes[3].layers, shapes[3].heads, shapes[4].layers) == (2, 12, 3)
+    assert [
+        trial.user_attrs.get("start") for trial in optuna.load_study(study_name="fake", storage=f"sqlite:///{tmp_path}/study.db").trials
+    ] == [
+        *[None] * 3,
+        0,
+        1,
+        *[None] * 3,
+    ]
 
 
 def test_the_same_seed_proposes_the_same_and_another_seed_does_not(tmp_path: Path) -> None:
