@@ -94,14 +94,8 @@ def test_starts_come_after_the_baselines_once_each_also_when_the_search_is_resum
     shapes = [from_dict(record.candidate).architecture for record in found]
     assert [record.baseline for record in found[:3]] == list(fake_search.BASELINES)
     assert (shapes[3].layers, shapes[3].heads, shapes[4].layers) == (2, 12, 3)
-    assert [
-        trial.user_attrs.get("start") for trial in optuna.load_study(study_name="fake", storage=f"sqlite:///{tmp_path}/study.db").trials
-    ] == [
-        *[None] * 3,
-        0,
-        1,
-        *[None] * 3,
-    ]
+    trials = optuna.load_study(study_name="fake", storage=f"sqlite:///{tmp_path}/study.db").trials
+    assert [trial.user_attrs.get("start") for trial in trials] == [None, None, None, 0, 1, None, None, None]
 
 
 def test_the_same_seed_proposes_the_same_and_another_seed_does_not(tmp_path: Path) -> None:
