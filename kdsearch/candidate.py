@@ -10,12 +10,19 @@ COMPOSITION = ("hard_schedule", "switch", "balance", "scale")
 
 @dataclass(frozen=True)
 class Architecture:
-    """The student's shape. Width is heads x head_size, so a width that its heads do not divide cannot be written down."""
+    """The student's shape. Width is heads x head_size, so a width that its heads do not divide cannot be written down.
+
+    What is None stays as the teacher's: ``kv_heads``, the heads of keys and values (as many heads share one); ``embedding``, the width of
+    factorised embeddings; ``positions``, the longest sequence in tokens.
+    """
 
     layers: int
     heads: int
     head_size: int
     ffn_ratio: float
+    kv_heads: int | None = None
+    embedding: int | None = None
+    positions: int | None = None
 
     @property
     def width(self) -> int:
@@ -30,9 +37,9 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Initialization:
-    """Which teacher layers start the student's layers, and how a narrower tensor is cut out of a wider one."""
+    """Which teacher layers (by name, or one for each student layer) start the student's, and how a wider tensor is cut to a narrower."""
 
-    layers: str = "uniform"
+    layers: str | tuple[int, ...] = "uniform"
     width: str = "slice"
 
 
@@ -100,7 +107,7 @@ class Candidate:
             if term.label:
                 told[term.name]["knowledge"] = term.knowledge
         return {
-            "architecture": asdict(self.architecture),
+            "architecture": {name: value for name, value in asdict(self.architecture).items() if value is not None},
             "initialization": asdict(self.initialization),
             "distillation": told,
             "training": asdict(self.training),
@@ -129,7 +136,7 @@ def from_dict(data: dict[str, Any]) -> Candidate:
     name = recipe.pop("name", "custom")
     return Candidate(
         architecture=Architecture(**data["architecture"]),
-        initialization=Initialization(**data.get("initialization", {})),
+        initialization=Initialization(**{key: _frozen(value) for key, value in data.get("initialization", {}).items()}),
         distillation=Recipe(name, terms=tuple(_term(key, dict(value or {})) for key, value in recipe.items()), **own),
         training=Training(**data.get("training", {})),
     )

@@ -24,7 +24,7 @@ from kdsearch.errors import UserError
 from kdsearch.objective import Bench
 from kdsearch.report import dashboard, front, html, study_folder, tables
 from kdsearch.students.baselines import baselines
-from kdsearch.students.families import architecture_of
+from kdsearch.students.families import architecture_of, family_of
 
 PACKAGES = ("kdsearch-distill", "torch", "transformers", "optuna", "datasets", "accelerate", "scikit-learn", "plotly")
 # What a study's trials depend on: a study is only resumed with these unchanged.
@@ -147,7 +147,8 @@ def fingerprint(study: Study) -> dict[str, Any]:
 
 def _baselines(study: Study) -> dict[str, Candidate]:
     config = AutoConfig.from_pretrained(teacher.source(study.spec.teacher, study.base))
-    return baselines(architecture_of(config)) if study.spec.search.baselines else {}
+    sees_attention = family_of(config).attention_path is not None
+    return baselines(architecture_of(config), attention=sees_attention) if study.spec.search.baselines else {}
 
 
 def _recorded(place: Path) -> tuple[Study, study_folder.StudyFolder]:

@@ -15,6 +15,7 @@ from kdsearch.candidate import Candidate
 from kdsearch.distillation.loop import Progress
 from kdsearch.objective import Bench, scores, silent
 from kdsearch.students.build import build
+from kdsearch.students.families import longest
 from kdsearch.target.latency import measure
 from kdsearch.tasks import metrics
 
@@ -68,7 +69,8 @@ def train(candidate: Candidate, trial: int, bench: Bench, folder: Path, progress
 @torch.inference_mode()
 def round_trip(student: PreTrainedModel, loaded: PreTrainedModel) -> float:
     """Largest absolute difference of the two models' logits on seeded random token ids."""
-    ids = torch.from_numpy(np.random.default_rng(0).integers(0, student.config.vocab_size, (4, 16)))
+    shape = 4, min(16, longest(student.config))
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, student.config.vocab_size, shape))
     return float((student(input_ids=ids).logits - loaded(input_ids=ids).logits).abs().max())
 
 

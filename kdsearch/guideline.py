@@ -83,7 +83,7 @@ NUMERIC: tuple[tuple[str, str, Callable[[Candidate], float], bool], ...] = (
     ("learning_rate", "doubling the learning rate", lambda c: c.training.learning_rate, True),
 )
 CATEGORICAL: tuple[tuple[str, Callable[[Candidate], str]], ...] = (
-    ("initialization.layers", lambda c: c.initialization.layers),
+    ("initialization.layers", lambda c: str(c.initialization.layers)),
     ("initialization.width", lambda c: c.initialization.width),
     ("distillation", lambda c: c.distillation.name if c.distillation.terms else "none"),
 )

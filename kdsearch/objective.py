@@ -11,12 +11,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from kdsearch import cost, teacher
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.distil import Lesson, distil
-from kdsearch.distillation.knowledge import Shapes, teacher_signals
+from kdsearch.distillation.knowledge import shapes_of, teacher_signals
 from kdsearch.distillation.loop import Progress
 from kdsearch.records import COMPLETE, REFUSED, Measurement
 from kdsearch.search_space import SearchSpace, depths, each_branch
 from kdsearch.students.build import build
-from kdsearch.students.families import architecture_of, classes_of, fixed_of
+from kdsearch.students.families import architecture_of, narrow
 from kdsearch.study_file import StudySpec, Training
 from kdsearch.target.latency import Latency, measure
 from kdsearch.tasks import data, metrics, pool
@@ -52,14 +52,13 @@ def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candida
 
 def signals_of(space: SearchSpace, extra: list[Candidate], config: PretrainedConfig) -> frozenset[str]:
     """What the teacher must tell so that every candidate can be distilled; logits always, since the divergence is measured on them."""
-    shape, classes = architecture_of(config), classes_of(config)
     pairs = [(candidate, layers) for candidate in each_branch(space) for layers in depths(space)]
     pairs += [(candidate, candidate.architecture.layers) for candidate in extra]
     wanted = {"logits"}
     for recipe, student in {
         (str(item.distillation), n): (item.distillation, replace(item.architecture, layers=n)) for item, n in pairs
     }.values():
-        wanted |= teacher_signals(recipe, Shapes(student, shape, classes))
+        wanted |= teacher_signals(recipe, shapes_of(student, config))
     return frozenset(wanted)
 
 
@@ -85,16 +84,14 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
 def train(student: PreTrainedModel, candidate: Candidate, bench: Bench, training: Training, progress: Progress = silent) -> None:
     """Distil a built student on the bench, in place."""
     spec = bench.spec
-    shapes = Shapes(candidate.architecture, architecture_of(bench.teacher.config), classes_of(bench.teacher.config))
     lesson = Lesson(bench.rows, bench.outputs.batch, training, spec.search.seed, spec.target.device)
-    distil(student, candidate, shapes, lesson, progress)
+    distil(student, candidate, shapes_of(candidate.architecture, bench.teacher.config), lesson, progress)
 
 
 def measured_cost(candidate: Candidate, bench: Bench) -> Measurement:
     """What arithmetic knows of a candidate, before anything is built."""
-    fixed, target = fixed_of(bench.teacher.config), bench.spec.target
-    parameters = cost.parameters(candidate.architecture, fixed)
-    flops = cost.flops(candidate.architecture, fixed, target.batch_size, target.sequence_length)
+    config, target = narrow(bench.teacher.config, candidate.architecture), bench.spec.target
+    parameters, flops = cost.parameters(config), cost.flops(config, target.batch_size, target.sequence_length)
     counted = Measurement(state=REFUSED, parameters=parameters, flops=flops, bytes=cost.weight_bytes(parameters))
     return replace(counted, violations=excess(counted, bench))
 
@@ -164,20 +161,19 @@ def _facts(spec: StudySpec, model: PreTrainedModel, rows: pool.Pool, outputs: Ou
     predicted = outputs.arrays["logits"][rows.validation].argmax(1)
     accuracy, accuracy_se = metrics.accuracy(predicted, rows.encoded.labels[rows.validation])
     latency = measure(model, model, spec.target)
-    shape, fixed = architecture_of(model.config), fixed_of(model.config)
-    parameters = cost.parameters(shape, fixed)
+    parameters = cost.parameters(model.config)
     return {
         "teacher": {
             "model": spec.teacher.model,
             "key": key,
-            "architecture": asdict(shape),
+            "architecture": asdict(architecture_of(model.config)),
             "accuracy": accuracy,
             "accuracy_se": accuracy_se,
             "latency_ms": latency.ms,
             "latency_ms_low": latency.ms_low,
             "latency_ms_high": latency.ms_high,
             "parameters": parameters,
-            "flops": cost.flops(shape, fixed, spec.target.batch_size, spec.target.sequence_length),
+            "flops": cost.flops(model.config, spec.target.batch_size, spec.target.sequence_length),
             "bytes": cost.weight_bytes(parameters),
         },
         "task": {

@@ -13,7 +13,7 @@ files: the section of the same name of other spaces, their branches together.
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -332,7 +332,7 @@ def _section_mistakes(section: str, tree: Any) -> list[str]:
     if not isinstance(tree, dict):
         return [f"{section}: must hold keys and values; the value is {tree!r}"]
     names = [item.name for item in fields(kind)]
-    required = names if kind is Architecture else []
+    required = [item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING]
     mistakes = [f"{section}: {unknown('key', key, names)}" for key in tree if key not in names]
     return mistakes + [f"{section}.{key} is missing; add it" for key in required if key not in tree]
 

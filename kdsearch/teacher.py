@@ -23,7 +23,7 @@ from kdsearch.distillation.signals import explicit_attention, observe
 from kdsearch.errors import UserError
 from kdsearch.machine import accelerator, threads, threads_for
 from kdsearch.resources import cache_folder, file_sha256, looks_local, resolve
-from kdsearch.students.families import classes_of, family_of
+from kdsearch.students.families import classes_of, family_of, teacher_mistakes
 from kdsearch.study_file import Teacher
 from kdsearch.tasks.batches import Batch, Encoded, bucket, collate, stream
 from kdsearch.tasks.pool import Pool
@@ -59,13 +59,10 @@ def mistakes(spec: Teacher, base: Path) -> list[str]:
 
 def _config_mistakes(name: str, place: str) -> list[str]:
     try:
-        family_of(AutoConfig.from_pretrained(place))
-    except UserError as error:
-        return error.messages
+        return teacher_mistakes(AutoConfig.from_pretrained(place))
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         return [f"teacher.model: '{name}' has no config.json that transformers can read: {reason}; check the name"]
-    return []
 
 
 def source(spec: Teacher, base: Path) -> str:

@@ -19,6 +19,7 @@ from kdsearch.errors import UserError
 from kdsearch.students.families import mistakes
 from kdsearch.study_file import Limits
 from tests import tiny
+from tests.students.tiny_families import CONFIGS
 
 SPACE = tiny.space_content()
 
@@ -78,7 +79,11 @@ def test_a_study_that_is_right_opens_and_nothing_is_written(folder: Path) -> Non
 
 def test_a_study_s_folder_leads_back_to_the_same_study(folder: Path) -> None:
     study = check.open_files(folder / "study.yaml")
-    facts = json.loads(json.dumps({"base": str(study.base), "spec": study.spec.model_dump(), "space": study.space.content}))
+    facts = json.loads(
+        json.dumps(
+            {"base": str(study.base), "spec": study.spec.model_dump(), "space": study.space.content, "task": {"classes": ["0", "1"]}}
+        )
+    )
     assert check.from_facts(facts, study.folder) == study
 
 
@@ -164,6 +169,24 @@ def test_a_folder_below_a_file_is_refused(folder: Path) -> None:
         ({"architecture": {"layers": [1, 4]}}, "architecture.layers: must be a whole number above 0; the value is [1, 4]"),
         ({"architecture": {"head_size": {"choice": [6, 24]}}}, "architecture.head_size: must not exceed the teacher's 12"),
         ({"initialization": {"layers": {"choice": ["first", "middle"]}}}, "initialization.layers: must be one of random, first"),
+        (
+            {"initialization": {"layers": {"choice": ["first", [0, 1]]}}},
+            "initialization.layers: a list must name one teacher layer for each of the student's 1; the value is [0, 1]; give as many",
+        ),
+        (
+            {"architecture": {"layers": 2}, "initialization": {"layers": [0, 4]}},
+            "initialization.layers: a list must hold teacher layers, 0 to 3; the value is [0, 4]; correct it",
+        ),
+        ({"architecture": {"kv_heads": 2}}, "architecture.kv_heads: is no choice for bert models; the value is 2; remove the key"),
+        (
+            {"architecture": {"positions": {"choice": [32, 65]}}},
+            "architecture.positions: must not exceed the teacher's 64; the value is 65",
+        ),
+        (
+            {"architecture": {"positions": {"choice": [24, 32]}}},
+            "architecture.positions: must be at least 32 for task.max_length 32 (batches are padded to a multiple of 8); the value is 24; "
+            "raise it or lower task.max_length",
+        ),
         ({"initialization": {"width": "svd"}}, "initialization.width: must be one of slice"),
         ({"training": {"learning_rate": {"float": [1e-4, 3]}}}, "training.learning_rate: must lie between 0 and 1; the value is 3"),
         ({"training": {"learning_rate": "3e-4x"}}, "training.learning_rate: must lie between 0 and 1"),
@@ -177,6 +200,23 @@ def test_a_space_with_a_candidate_that_cannot_be_trained_is_refused(sections: di
     space(folder, **sections)
     messages = messages_of(folder / "study.yaml")
     assert any(f"space.yaml: {expected}" in message for message in messages), messages
+
+
+def test_axes_of_a_family_and_a_list_of_layers_may_stand_in_a_space(folder: Path) -> None:
+    space(folder, architecture={"layers": 2, "positions": {"choice": [32, 64]}}, initialization={"layers": {"choice": ["first", [0, 3]]}})
+    assert check.open_files(folder / "study.yaml").space == search_space.load(folder / "space.yaml")
+
+
+def test_attention_of_a_family_that_hides_it_is_refused() -> None:
+    content = {"layers": 2, "heads": 4, "head_size": 4, "ffn_ratio": 1}
+    found = search_space.parse(
+        {"architecture": content, "distillation": {"one_of": {"a": {"hidden_mse": {}}, "b": {"minilmv2": {"relation_heads": 8}}}}}
+    )
+    assert check.space_mistakes(found, CONFIGS["bert"]) == []
+    for name in ("deberta", "deberta-v3", "mpnet"):
+        (message,) = check.space_mistakes(found, CONFIGS[name])
+        assert message.startswith("distillation.b: minilmv2: needs a teacher whose queries and keys can be seen, "), message
+        assert "use knowledge of states (hidden_mse, cos, nst ..) or logits" in message
 
 
 def test_a_mistake_that_only_two_choices_together_make_is_found(folder: Path) -> None:

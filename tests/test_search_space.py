@@ -15,7 +15,7 @@ from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
 from kdsearch.search_space import SearchSpace, each_architecture, each_branch, parse, sample, smallest, suggest
-from kdsearch.students.families import architecture_of, fixed_of, mistakes
+from kdsearch.students.families import architecture_of, mistakes, narrow
 from tests import tiny
 
 FILES = sorted((tiny.REPOSITORY / "search_spaces").rglob("*.yaml"))
@@ -151,7 +151,7 @@ def test_the_log_and_step_of_a_range_reach_the_sampler() -> None:
 
 @given(candidate=tiny.candidates(ENCODER))
 def test_no_candidate_is_smaller_than_the_smallest(candidate: Candidate, mini_lm: PretrainedConfig) -> None:
-    found = [cost.parameters(shape, fixed_of(mini_lm)) for shape in (smallest(ENCODER).architecture, candidate.architecture)]
+    found = [cost.parameters(narrow(mini_lm, shape)) for shape in (smallest(ENCODER).architecture, candidate.architecture)]
     assert found[0] <= found[1]
 
 
