@@ -196,7 +196,7 @@ def _fine_tune(model: PreTrainedModel, spec: Teacher, pool: Pool, seed: int, dev
     batches = (collate(pool.encoded, some, pool.pad_id, helper.device) for _, some in rows)
 
     def loss_of(batch: Batch, _: int) -> Tensor:
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        logits = observe(model, batch, frozenset({"logits"}))["logits"]
         return nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
 
     schedule = Schedule(steps, settings.learning_rate, WARMUP)

@@ -7,7 +7,7 @@ attends through it; the others (``attention_path`` is None) compute attention ou
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ def observe(model: PreTrainedModel, batch: Batch, signals: frozenset[str]) -> di
     """
     wants_hidden = any(signal.startswith("hidden.") for signal in signals)
     blocks = {int(signal.partition(".")[2]) for signal in signals if signal.startswith(PROJECTIONS)}
-    with capturing(model, blocks) as stores:
+    with capturing(model, blocks) as stores, _precision(model):
         found = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=wants_hidden)
     outputs: dict[str, Tensor] = {}
     for signal in signals:
@@ -44,6 +44,11 @@ def observe(model: PreTrainedModel, batch: Batch, signals: frozenset[str]) -> di
         else:
             outputs[signal] = stores[int(block)][kind]
     return outputs
+
+
+def _precision(model: PreTrainedModel) -> AbstractContextManager:
+    """Whatever precision is set around, but float32 for a family that cannot do with less."""
+    return nullcontext() if family_of(model.config).autocast else torch.autocast(model.device.type, enabled=False)
 
 
 @contextmanager

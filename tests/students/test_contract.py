@@ -185,6 +185,14 @@ def test_queries_keys_and_values_are_told_or_refused(name: str) -> None:
 
 
 @every_family
+def test_it_computes_under_bf16_autocast(name: str) -> None:
+    model, some = teacher(name), tiny_families.batch(CONFIGS[name])
+    with explicit_attention(model), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = observe(model, some, frozenset({"logits", "hidden.0"}))
+    torch.testing.assert_close(found["logits"].float(), logits(model), rtol=0.1, atol=0.2)
+
+
+@every_family
 def test_word_embeddings_can_be_frozen(name: str) -> None:
     model = build(teacher(name), Candidate(architecture_of(CONFIGS[name])), seed=0)
     words = model.get_submodule(family_of(model.config).embedding_path)

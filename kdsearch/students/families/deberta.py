@@ -107,11 +107,18 @@ V1 = Family(
     per_row=("pooler.dense.weight", "classifier.weight"),
     embedding="embedding_size",
     positions=None,
+    autocast=False,  # v1 masks bf16 scores with float32's lowest number
     head_size="attention_head_size",
     also_width=("pooler_hidden_size",),
     projection=f"{PATH}.embed_proj.weight",
     per_pass=("attention.self.pos_proj.weight", "attention.self.pos_q_proj.weight"),
     pass_flops=pass_flops,
 )
-V2 = replace(V1, layer=layer_v2, around=around_v2, per_pass=("attention.self.pos_key_proj.weight", "attention.self.pos_query_proj.weight"))
+V2 = replace(
+    V1,
+    autocast=True,
+    layer=layer_v2,
+    around=around_v2,
+    per_pass=("attention.self.pos_key_proj.weight", "attention.self.pos_query_proj.weight"),
+)
 FAMILIES = {"deberta": V1, "deberta-v2": V2}

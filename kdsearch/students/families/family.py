@@ -35,6 +35,7 @@ class Family:
     head_size, also_width, per_layer: further fields to be kept consistent where the config has them; per_layer ones list a value a layer.
     rotary: queries and keys are turned by their position, dimension j together with j + head_size / 2.
     pre_norm: the norms stand before attention and FFN, and one more behind the last layer; otherwise behind each of the two.
+    autocast: False where transformers' code fails under bf16 autocast, so that the model always computes in float32.
     pads: the classifier looks for the last token that is not padding, so the config must name the padding.
 
     attention_path: the module in a layer that attends through transformers' AttentionInterface; None where the family does not.
@@ -65,6 +66,7 @@ class Family:
     per_layer: tuple[str, ...] = ("layer_types",)
     rotary: bool = False
     pre_norm: bool = False
+    autocast: bool = True
     pads: bool = False
     absent: tuple[str, ...] = ()
     projection: str = ""
