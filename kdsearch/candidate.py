@@ -10,12 +10,16 @@ COMPOSITION = ("hard_schedule", "switch", "balance", "scale")
 
 @dataclass(frozen=True)
 class Architecture:
-    """The student's shape. Width is heads x head_size, so a width that its heads do not divide cannot be written down."""
+    """The student's shape. Width is heads x head_size, so a width that its heads do not divide cannot be written down.
+
+    ``vocabulary`` is the number of tokens, the teacher's most used ones on the task's texts; None: the teacher's own.
+    """
 
     layers: int
     heads: int
     head_size: int
     ffn_ratio: float
+    vocabulary: int | None = None
 
     @property
     def width(self) -> int:
@@ -100,7 +104,7 @@ class Candidate:
             if term.label:
                 told[term.name]["knowledge"] = term.knowledge
         return {
-            "architecture": asdict(self.architecture),
+            "architecture": _told(self.architecture),
             "initialization": asdict(self.initialization),
             "distillation": told,
             "training": asdict(self.training),
@@ -145,6 +149,11 @@ def _chosen(item: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """Those of the fields that differ from their defaults: a record names what was chosen, and a new field changes no old key."""
     defaults = {field.name: field.default for field in fields(item)}
     return {name: getattr(item, name) for name in names if getattr(item, name) != defaults[name]}
+
+
+def _told(architecture: Architecture) -> dict[str, Any]:
+    """Its fields; the vocabulary only where it is not the teacher's, so that older records keep their keys."""
+    return {name: value for name, value in asdict(architecture).items() if name != "vocabulary" or value is not None}
 
 
 def _without_labels(terms: tuple[Term, ...]) -> tuple[Term, ...]:

@@ -18,10 +18,11 @@ class Fixed:
 def parameters(architecture: Architecture, fixed: Fixed) -> int:
     """Number of parameters, exact (a test compares with the built model).
 
+    V is the student's vocabulary.
     Embeddings (V + P + T) d + 2 d; per layer 4 (d^2 + d) + 2 d f + f + d + 4 d; pooler d^2 + d; head (d + 1) C.
     """
     d, f = architecture.width, architecture.ffn
-    embeddings = (fixed.vocabulary + fixed.positions + fixed.token_types) * d + 2 * d
+    embeddings = ((architecture.vocabulary or fixed.vocabulary) + fixed.positions + fixed.token_types) * d + 2 * d
     layer = 4 * (d * d + d) + 2 * d * f + f + d + 4 * d
     return embeddings + architecture.layers * layer + d * d + d + (d + 1) * fixed.classes
 

@@ -77,7 +77,10 @@ def fixed_of(config: PretrainedConfig) -> Fixed:
 
 
 def narrow(config: PretrainedConfig, architecture: Architecture) -> PretrainedConfig:
-    """The teacher's config with the student's depth, width, heads and FFN size."""
+    """The teacher's config with the student's depth, width, heads, FFN size and vocabulary.
+
+    Token ids that a smaller vocabulary does not have become None; ``students.vocabulary.with_vocabulary`` gives the new ones.
+    """
     family = family_of(config)
     changed: dict[str, Any] = config.to_dict()
     changed |= {
@@ -86,6 +89,9 @@ def narrow(config: PretrainedConfig, architecture: Architecture) -> PretrainedCo
         family.heads: architecture.heads,
         family.ffn: architecture.ffn,
     }
+    if (size := architecture.vocabulary) is not None:
+        changed["vocab_size"] = size
+        changed |= {key: None for key, value in changed.items() if key.endswith("_token_id") and isinstance(value, int) and value >= size}
     return type(config).from_dict(changed)
 
 

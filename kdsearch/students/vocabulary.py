@@ -82,7 +82,7 @@ def rank(
 def _ordered(ids: dict[str, int], counts: np.ndarray, extra: np.ndarray, needed: set[str], merges: "_Merges") -> Ranking:
     """The needed tokens, then the others by their counts, each behind its parts, which count whenever it does."""
     total, names = counts + extra, {i: token for token, i in ids.items()}
-    for i in np.flatnonzero(total):
+    for i in np.flatnonzero(total).tolist():
         for part in merges.parts(names[i])[:-1]:
             total[ids[part]] += counts[i] + extra[i]
     order = dict.fromkeys(sorted(needed, key=ids.__getitem__))
@@ -90,6 +90,21 @@ def _ordered(ids: dict[str, int], counts: np.ndarray, extra: np.ndarray, needed:
         order |= dict.fromkeys(merges.parts(token))
     used = [place for place, token in enumerate(order, 1) if counts[ids[token]]]
     return Ranking(tuple(order), len(needed), max(len(needed), *used[-1:]))
+
+
+def mistakes(size: object, ranking: Ranking) -> list[str]:
+    """Why no vocabulary of this size can be made; empty when one can. Rule, value and fix each."""
+    most = len(ranking.tokens)
+    if isinstance(size, bool) or not isinstance(size, int):
+        return [f"architecture.vocabulary: must be a whole number, or null for the teacher's own; the value is {size!r}; correct it"]
+    if size < ranking.needed:
+        return [
+            f"architecture.vocabulary: must be at least {ranking.needed}, the special tokens, bytes and characters that the task's texts "
+            f"need; the value is {size}; raise it"
+        ]
+    if size > most:
+        return [f"architecture.vocabulary: must not exceed the teacher's {most} tokens; the value is {size}; lower it, or write null"]
+    return []
 
 
 def reduce(tokenizer: Any, tokens: Iterable[str]) -> PreTrainedTokenizerFast:
