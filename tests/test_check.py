@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -178,6 +179,31 @@ def test_a_space_with_a_candidate_that_cannot_be_trained_is_refused(sections: di
     space(folder, **sections)
     messages = messages_of(folder / "study.yaml")
     assert any(f"space.yaml: {expected}" in message for message in messages), messages
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "expected"),
+    [
+        ({"choice": [None, 30]}, "must be at least 80, the special tokens, bytes and characters .*; the value is 30; raise it"),
+        ({"choice": [250, 280]}, "must not exceed the teacher's 270 tokens; the value is 280; lower it, or write null"),
+        ("small", "must be a whole number, or null for the teacher's own; the value is 'small'"),
+        ({"int": [100, 200]}, "must be null, a size or a choice of these"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_made_is_refused(vocabulary: Any, expected: str, folder: Path) -> None:
+    tiny.save(folder / "model", tokens=tiny.SPELLED)
+    space(folder, architecture={"vocabulary": vocabulary})
+    (message,) = messages_of(folder / "study.yaml")
+    assert re.search(f"space.yaml: architecture.vocabulary: {expected}", message), message
+
+
+def test_a_vocabulary_with_which_no_recipe_can_be_used_is_refused(folder: Path) -> None:
+    tiny.save(folder / "model", tokens=tiny.SPELLED)
+    space(folder, architecture={"vocabulary": {"choice": [None, 130]}}, distillation={"cos": {"matching": "last_only"}})
+    (message,) = messages_of(folder / "study.yaml")
+    assert re.search("cos: compares token by token, .* architecture.vocabulary 130 .* a vocabulary of at least 2[0-9]+, or null", message)
+    space(folder, architecture={"vocabulary": {"choice": [None, 130]}})  # kd can
+    assert check.open_files(folder / "study.yaml").spec.name == "tiny"
 
 
 def test_a_mistake_that_only_two_choices_together_make_is_found(folder: Path) -> None:
