@@ -128,6 +128,7 @@ def a_file_above(folder: Path) -> None:
         (None, {"teacher": {"model": "absent/model/folder"}}, "teacher.model: 'absent/model/folder' does not exist"),
         (None, {"teacher": {"model": "nobody/no-such-model"}}, "teacher.model: 'nobody/no-such-model' "),
         (None, {"task": {"data": "absent.csv"}}, "task.data: 'absent.csv' does not exist"),
+        (None, {"task": {"corpus": "absent.txt"}}, "task.corpus: 'absent.txt' is no file"),
         (None, {"task": {"where": {"source": "c"}}}, "task.where: no row has source = 'c'"),
         (
             None,
