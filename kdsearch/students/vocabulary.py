@@ -5,7 +5,7 @@ kept are tokenised as before: greedy longest match (WordPiece), ranked merges (B
 when only what they did not choose is taken away. Every other text is spelled by smaller pieces, down to characters or bytes.
 
 Reference: Kolesnikova, Kuratov, Konovalov, Burtsev, *Knowledge Distillation of Russian Language Models with Reduction of Vocabulary*,
-2022, arXiv 2205.02340, section 3.
+2022, arXiv 2205.02340.
 """
 
 import copy
