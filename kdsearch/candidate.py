@@ -13,7 +13,8 @@ class Architecture:
     """The student's shape. Width is heads x head_size, so a width that its heads do not divide cannot be written down.
 
     What is None stays as the teacher's: ``kv_heads``, the heads of keys and values (as many heads share one); ``embedding``, the width of
-    factorised embeddings; ``positions``, the longest sequence in tokens.
+    factorised embeddings; ``positions``, the longest sequence in tokens; ``vocabulary``, the number of tokens, those that the task's texts
+    use most.
     """
 
     layers: int
@@ -23,6 +24,7 @@ class Architecture:
     kv_heads: int | None = None
     embedding: int | None = None
     positions: int | None = None
+    vocabulary: int | None = None
 
     @property
     def width(self) -> int:

@@ -10,12 +10,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from kdsearch import cost, search_space, study_file, teacher
 from kdsearch.candidate import Architecture, Recipe
 from kdsearch.distillation.knowledge import shapes_of
-from kdsearch.distillation.mistakes import recipe_mistakes
+from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
 from kdsearch.search_space import SearchSpace
+from kdsearch.students import reading
 from kdsearch.students.families import depth_of, longest, narrow
 from kdsearch.students.families import mistakes as shape_mistakes
 from kdsearch.students.initialize import LAYERS, WIDTHS, teacher_layers
+from kdsearch.students.vocabulary import mistakes as size_mistakes
 from kdsearch.study_file import StudySpec
 from kdsearch.target.latency import measure
 from kdsearch.tasks import data
@@ -60,6 +62,8 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
         messages += [f"{path}: {message}" for message in length_mistakes(right, config)]
         messages += [f"{right['space']}: {message}" for message in (space_mistakes(space, config) if space else [])]
         messages += [f"{right['space']}: {message}" for message in (position_mistakes(right, space) if space else [])]
+        if space and "task" in right and not messages:
+            messages += [f"{right['space']}: {message}" for message in vocabulary_mistakes(space, right["teacher"], right["task"], base)]
         if space and "limits" in right and not messages:
             messages += [f"{path}: {message}" for message in limit_mistakes(right["limits"], space, config)]
     folder = out.resolve() if out else base / right.get("name", path.stem)
@@ -137,6 +141,27 @@ def _lengths(right: dict[str, Any]) -> dict[str, int]:
         "task.max_length": right["task"].max_length if "task" in right else 0,
         "target.sequence_length": right["target"].sequence_length if "target" in right else 0,
     }
+
+
+def vocabulary_mistakes(space: SearchSpace, spec: study_file.Teacher, task: study_file.Task, base: Path) -> list[str]:
+    """Sizes of the vocabulary that cannot be made, or with which no recipe of the space could be used; the texts are read for it."""
+    sizes = [size for size in search_space.vocabularies(space) if size is not None]
+    if isinstance(space.tree["architecture"].get("vocabulary"), search_space.Int | search_space.Float):
+        return [
+            "architecture.vocabulary: must be null, a size or a choice of these, since the texts are tokenised for each; write a choice"
+        ]
+    if not sizes:
+        return []
+    try:
+        ranking = reading.rank(teacher.load_tokenizer(spec, base), data.load(task, base), task.max_length)
+    except UserError as error:
+        return error.messages
+    messages = [message for size in sizes for message in size_mistakes(size, ranking)]
+    recipes = {str(candidate.distillation): candidate.distillation for candidate in search_space.each_branch(space)}
+    if not messages and (smallest := min(sizes)) < ranking.lossless:
+        tried = [token_mistakes(recipe, smallest, ranking.lossless) for recipe in recipes.values()]
+        messages = [message for found in tried for message in found] if all(tried) else []
+    return messages
 
 
 def _recipe_mistakes(recipe: Recipe, shapes: list[Architecture], config: PretrainedConfig) -> list[str]:

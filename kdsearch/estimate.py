@@ -1,5 +1,7 @@
 """What a study would run, and for about how long, from arithmetic and one probe of the machine; nothing is trained."""
 
+from typing import Any
+
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
@@ -7,6 +9,7 @@ from kdsearch import cost, search_space, teacher
 from kdsearch.check import Study
 from kdsearch.machine import matrix_product_rate
 from kdsearch.search_space import Choice, Float, Int, OneOf
+from kdsearch.students import reading, vocabulary
 from kdsearch.students.build import skeleton
 from kdsearch.students.families import architecture_of, narrow
 from kdsearch.tasks import batches, data
@@ -53,11 +56,26 @@ def describe(study: Study) -> dict[str, str]:
         "space": f"{len(drawn)} candidates drawn, {len(counts)} shapes, "
         f"{small / 1e6:.1f}M to {large / 1e6:.1f}M parameters, all can be built; "
         f"{len(drawn) - len(kept)} break limits.parameters",
+        **_vocabularies(study, tokenizer, rows),
         "before": f"about {tuning / 60:.1f} min of fine-tuning and {caching / 60:.1f} min of caching, once (kept for later runs)",
         "search": f"{spec.search.minutes:g} min with the {spec.search.sampler} sampler, {spec.proxy.steps} steps each: "
         f"about {trial:.0f} s a candidate without limits, {spec.search.minutes * 60 / max(trial, 0.1):.0f} or more candidates",
         "output": str(study.folder),
     }
+
+
+def _vocabularies(study: Study, tokenizer: Any, texts: data.TaskData) -> dict[str, str]:
+    """What the space's smaller vocabularies do to the task's texts."""
+    sizes, length = [size for size in search_space.vocabularies(study.space) if size is not None], study.spec.task.max_length
+    if not sizes:
+        return {}
+    ranking, some, told = reading.rank(tokenizer, texts, length), texts.train.texts[:SAMPLE_ROWS], []
+    for size in sizes:
+        rows = batches.encode(vocabulary.reduce(tokenizer, ranking.tokens[:size]), some, None, length)
+        other = "" if size >= ranking.lossless else ", so that what compares token by token is refused"
+        told.append(f"with {size} tokens {np.mean(rows.lengths):.1f} a row{other}")
+    kept = f"{ranking.lossless} of the teacher's {len(ranking.tokens)} tokens keep the tokenisation of all train and transfer text"
+    return {"vocabulary": "; ".join([kept, *told])}
 
 
 def _picker(random: np.random.Generator):

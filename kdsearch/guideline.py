@@ -170,6 +170,8 @@ def _axes(candidates: Sequence[Candidate]) -> list[Column]:
     columns = [_number(axis, change, [get(c) for c in candidates], log) for axis, change, get, log in NUMERIC]
     for axis, get in CATEGORICAL:
         columns += _levels(axis, [get(c) for c in candidates])
+    if any(c.architecture.vocabulary for c in candidates):
+        columns += _levels("vocabulary", [str(c.architecture.vocabulary or "the teacher's") for c in candidates])
     return columns
 
 

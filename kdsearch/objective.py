@@ -1,25 +1,35 @@
 """Candidate --> Measurement: the only place that states the order of the stages."""
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from kdsearch import cost, teacher
 from kdsearch.candidate import Candidate
-from kdsearch.distillation.distil import Lesson, distil
+from kdsearch.distillation.distil import Lesson, TeacherOf, distil
 from kdsearch.distillation.knowledge import shapes_of, teacher_signals
 from kdsearch.distillation.loop import Progress
+from kdsearch.distillation.mistakes import token_mistakes
+from kdsearch.errors import UserError
+from kdsearch.machine import accelerator
 from kdsearch.records import COMPLETE, REFUSED, Measurement
-from kdsearch.search_space import SearchSpace, depths, each_branch
+from kdsearch.search_space import SearchSpace, depths, each_branch, vocabularies
+from kdsearch.students import reading
 from kdsearch.students.build import build
 from kdsearch.students.families import architecture_of, narrow
+from kdsearch.students.reading import Reading
+from kdsearch.students.vocabulary import Ranking
 from kdsearch.study_file import StudySpec, Training
 from kdsearch.target.latency import Latency, measure
 from kdsearch.tasks import data, metrics, pool
+from kdsearch.tasks.batches import Batch, collate
+from kdsearch.tasks.data import TaskData
 from kdsearch.teacher import Outputs
 
 
@@ -29,7 +39,10 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Bench:
-    """What every trial of a study shares: the teacher, the rows, the teacher's cached outputs, and what is known of the teacher."""
+    """What every trial of a study shares: the teacher, the rows, the teacher's cached outputs, and what is known of the teacher.
+
+    ``reduces``: whether students of the space may have smaller vocabularies; their readings are made when first asked for, and kept.
+    """
 
     spec: StudySpec
     teacher: PreTrainedModel
@@ -37,6 +50,23 @@ class Bench:
     rows: pool.Pool
     outputs: Outputs
     facts: dict[str, Any]
+    texts: TaskData
+    reduces: bool = False
+    readings: dict[int, Reading] = field(default_factory=dict)
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The order in which smaller vocabularies keep the teacher's tokens."""
+        return reading.rank(self.tokenizer, self.texts, self.spec.task.max_length)
+
+    def reading(self, vocabulary: int | None) -> Reading:
+        """What a student of a vocabulary reads, and the teacher that it is cut from; None: the teacher's own."""
+        whole = Reading(self.tokenizer, self.rows, self.teacher)
+        if vocabulary is None:
+            return whole
+        if vocabulary not in self.readings:
+            self.readings[vocabulary] = reading.reduced(whole, self.ranking, vocabulary, self.texts, self.spec.task.max_length)
+        return self.readings[vocabulary]
 
 
 def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candidate], progress: Progress = silent) -> Bench:
@@ -44,10 +74,12 @@ def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candida
     device, seed = spec.target.device, spec.search.seed
     progress("reading the data", 0, 1)
     tokenizer = teacher.load_tokenizer(spec.teacher, base)
-    rows = pool.build(data.load(spec.task, base), tokenizer, spec.task.max_length)
+    texts = data.load(spec.task, base)
+    rows = pool.build(texts, tokenizer, spec.task.max_length)
     model, key = teacher.load(spec.teacher, base, rows, seed, device, progress)
     outputs = teacher.outputs(model, key, rows, signals_of(space, extra, model.config), device, progress)
-    return Bench(spec, model, tokenizer, rows, outputs, _facts(spec, model, rows, outputs, key))
+    facts, reduces = _facts(spec, model, rows, outputs, key), vocabularies(space) != [None]
+    return Bench(spec, model, tokenizer, rows, outputs, facts, texts, reduces)
 
 
 def signals_of(space: SearchSpace, extra: list[Candidate], config: PretrainedConfig) -> frozenset[str]:
@@ -71,21 +103,50 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
     counted = measured_cost(candidate, bench)
     if (reason := broken(counted, bench)) and not train_anyway:
         return replace(counted, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
-    student = build(bench.teacher, candidate, seed)
+    if messages := tokenised_otherwise(candidate, bench):
+        over = (*excess(counted, bench), 1.0)
+        return replace(counted, state=REFUSED, reason="; ".join(messages), violations=over, seconds=time.perf_counter() - start)
+    student = build(bench.reading(candidate.architecture.vocabulary).teacher, candidate, seed)
     timed = _with_latency(counted, measure(student, bench.teacher, spec.target, seed))
-    timed = replace(timed, violations=excess(timed, bench))
+    timed = replace(timed, violations=_violations(timed, bench))
     if (reason := broken(timed, bench)) and not train_anyway:
         return replace(timed, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
     train(student, candidate, bench, spec.proxy, progress)
-    found = replace(timed, state=COMPLETE, **scores(student, bench), steps=spec.proxy.steps)
-    return replace(found, violations=excess(found, bench), seconds=time.perf_counter() - start)
+    found = replace(timed, state=COMPLETE, **scores(student, bench, candidate.architecture.vocabulary), steps=spec.proxy.steps)
+    return replace(found, violations=_violations(found, bench), seconds=time.perf_counter() - start)
 
 
 def train(student: PreTrainedModel, candidate: Candidate, bench: Bench, training: Training, progress: Progress = silent) -> None:
-    """Distil a built student on the bench, in place."""
-    spec = bench.spec
-    lesson = Lesson(bench.rows, bench.outputs.batch, training, spec.search.seed, spec.target.device)
+    """Distil a built student on the bench, in place.
+
+    Raises:
+        UserError: the recipe compares token by token, and the student tokenises otherwise than the teacher.
+    """
+    if messages := tokenised_otherwise(candidate, bench):
+        raise UserError(messages)
+    spec, own = bench.spec, bench.reading(candidate.architecture.vocabulary)
+    teacher_of = _told_on_its_own_tokens(bench) if own.changed else bench.outputs.batch
+    lesson = Lesson(own.rows, teacher_of, training, spec.search.seed, spec.target.device)
     distil(student, candidate, shapes_of(candidate.architecture, bench.teacher.config), lesson, progress)
+
+
+def tokenised_otherwise(candidate: Candidate, bench: Bench) -> list[str]:
+    """Why the recipe cannot be used on a student that tokenises as its vocabulary does; empty when it can."""
+    size = candidate.architecture.vocabulary
+    if size is None or not (messages := token_mistakes(candidate.distillation, size, bench.ranking.lossless)):
+        return []
+    return messages if bench.reading(size).changed else []
+
+
+def _told_on_its_own_tokens(bench: Bench) -> TeacherOf:
+    """What the teacher said on a batch of another tokenisation: on its own tokens of the same rows, with the mask of these."""
+    place = accelerator(bench.spec.target.device).device
+
+    def told(signals: frozenset[str], batch: Batch) -> dict[str, Tensor]:
+        own = collate(bench.rows.encoded, batch.rows, bench.rows.pad_id, place)
+        return {**bench.outputs.batch(signals, own), "mask": own.attention_mask}
+
+    return told
 
 
 def measured_cost(candidate: Candidate, bench: Bench) -> Measurement:
@@ -93,12 +154,12 @@ def measured_cost(candidate: Candidate, bench: Bench) -> Measurement:
     config, target = narrow(bench.teacher.config, candidate.architecture), bench.spec.target
     parameters, flops = cost.parameters(config), cost.flops(config, target.batch_size, target.sequence_length)
     counted = Measurement(state=REFUSED, parameters=parameters, flops=flops, bytes=cost.weight_bytes(parameters))
-    return replace(counted, violations=excess(counted, bench))
+    return replace(counted, violations=_violations(counted, bench))
 
 
-def scores(student: PreTrainedModel, bench: Bench) -> dict[str, float]:
+def scores(student: PreTrainedModel, bench: Bench, vocabulary: int | None = None) -> dict[str, float]:
     """Accuracy on validation, and mean KL(teacher || student) in nats on validation and held-out text, each with its standard error."""
-    rows, measuring = bench.rows, bench.rows.measuring
+    rows, measuring = bench.reading(vocabulary).rows, bench.rows.measuring
     logits = teacher.predict(student, rows.encoded, measuring, rows.pad_id, bench.spec.target.device)
     labelled = len(rows.validation)
     accuracy, accuracy_se = metrics.accuracy(logits[:labelled].argmax(1), rows.encoded.labels[rows.validation])
@@ -113,6 +174,11 @@ def excess(found: Measurement, bench: Bench) -> tuple[float, ...]:
     has the same number of constraints.
     """
     return tuple(over for _, _, _, over in _limited(found, bench))
+
+
+def _violations(found: Measurement, bench: Bench) -> tuple[float, ...]:
+    """What Optuna sees as constraints: the limits' excess, and where vocabularies vary, whether the recipe cannot be used with this one."""
+    return (*excess(found, bench), *([0.0] if bench.reduces else []))
 
 
 def broken(found: Measurement, bench: Bench) -> str | None:

@@ -131,7 +131,7 @@ def sample(space: SearchSpace, pick: Callable[[str, Int | Float | Choice | OneOf
 
 def smallest(space: SearchSpace) -> Candidate:
     """The candidate with the lowest value of each architecture domain: no student of the space has fewer parameters."""
-    return sample(space, lambda _, domain: _lowest(domain))
+    return sample(space, lambda _, domain: _smallest(domain))
 
 
 def each_branch(space: SearchSpace) -> Iterator[Candidate]:
@@ -164,6 +164,11 @@ def depths(space: SearchSpace) -> list[int]:
     """Every number of layers that a student of the space may have."""
     layers = space.tree["architecture"]["layers"]
     return list(range(layers.low, layers.high + 1, layers.step)) if isinstance(layers, Int) else _combined(layers)
+
+
+def vocabularies(space: SearchSpace) -> list[int | None]:
+    """Every vocabulary that a student of the space may have; None is the teacher's own."""
+    return _combined(space.tree["architecture"].get("vocabulary"))
 
 
 def _combined(value: Any) -> list[Any]:
@@ -206,6 +211,12 @@ def _options(domain: Int | Float | Choice | OneOf) -> list[Any]:
 def _lowest(domain: Int | Float | Choice | OneOf) -> Any:
     options = _options(domain)
     return min(options) if all(isinstance(option, int | float) for option in options) else options[0]
+
+
+def _smallest(domain: Int | Float | Choice | OneOf) -> Any:
+    """The lowest; beside whole numbers, null stands for the teacher's own, which is not below any of them."""
+    numbers = [option for option in _options(domain) if option is not None]
+    return min(numbers) if numbers and all(isinstance(option, int | float) for option in numbers) else _lowest(domain)
 
 
 def _suggest(trial: Trial, name: str, value: Any) -> Any:

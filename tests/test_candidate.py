@@ -15,6 +15,7 @@ ONE = Candidate(Architecture(3, 4, 16, 2), Initialization("last"), Recipe("kd", 
 
 CHANGES = {
     "layers": replace(ONE, architecture=Architecture(2, 4, 16, 2)),
+    "vocabulary": replace(ONE, architecture=Architecture(3, 4, 16, 2, 500)),
     "heads and head_size of the same width": replace(ONE, architecture=Architecture(3, 8, 8, 2)),
     "ffn_ratio": replace(ONE, architecture=Architecture(3, 4, 16, 4)),
     "kv_heads": replace(ONE, architecture=Architecture(3, 4, 16, 2, kv_heads=2)),
@@ -58,6 +59,13 @@ def test_neither_the_order_of_terms_nor_the_type_of_a_whole_number_is_part_of_th
     whole = written(ffn_ratio=2, kd={"temperature": 4}, cos={"weight": 1, "matching": [[0, 1, 1]]})
     real = written(ffn_ratio=2.0, cos={"weight": 1.0, "matching": [[0, 1, 1.0]]}, kd={"temperature": 4.0})
     assert whole.key() == real.key()
+
+
+def test_a_vocabulary_is_told_where_it_is_not_the_teacher_s() -> None:
+    reduced = CHANGES["vocabulary"]
+    assert reduced.to_dict()["architecture"] == {**ONE.to_dict()["architecture"], "vocabulary": 500}
+    assert "vocabulary" not in ONE.to_dict()["architecture"]
+    assert from_dict(reduced.to_dict()) == reduced
 
 
 def test_a_key_is_the_same_in_every_process_and_version() -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -131,6 +132,7 @@ def a_file_above(folder: Path) -> None:
         (None, {"teacher": {"model": "absent/model/folder"}}, "teacher.model: 'absent/model/folder' does not exist"),
         (None, {"teacher": {"model": "nobody/no-such-model"}}, "teacher.model: 'nobody/no-such-model' "),
         (None, {"task": {"data": "absent.csv"}}, "task.data: 'absent.csv' does not exist"),
+        (None, {"task": {"corpus": "absent.txt"}}, "task.corpus: 'absent.txt' is no file"),
         (None, {"task": {"where": {"source": "c"}}}, "task.where: no row has source = 'c'"),
         (
             None,
@@ -217,6 +219,31 @@ def test_attention_of_a_family_that_hides_it_is_refused() -> None:
         (message,) = check.space_mistakes(found, CONFIGS[name])
         assert message.startswith("distillation.b: minilmv2: needs a teacher whose queries and keys can be seen, "), message
         assert "use knowledge of states (hidden_mse, cos, nst ..) or logits" in message
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "expected"),
+    [
+        ({"choice": [None, 30]}, "must be at least 80, the special tokens, bytes and characters .*; the value is 30; raise it"),
+        ({"choice": [250, 280]}, "must not exceed the teacher's 270 tokens; the value is 280; lower it, or write null"),
+        ("small", "must be a whole number, or null for the teacher's own; the value is 'small'"),
+        ({"int": [100, 200]}, "must be null, a size or a choice of these"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_made_is_refused(vocabulary: Any, expected: str, folder: Path) -> None:
+    tiny.save(folder / "model", tokens=tiny.SPELLED)
+    space(folder, architecture={"vocabulary": vocabulary})
+    (message,) = messages_of(folder / "study.yaml")
+    assert re.search(f"space.yaml: architecture.vocabulary: {expected}", message), message
+
+
+def test_a_vocabulary_with_which_no_recipe_can_be_used_is_refused(folder: Path) -> None:
+    tiny.save(folder / "model", tokens=tiny.SPELLED)
+    space(folder, architecture={"vocabulary": {"choice": [None, 130]}}, distillation={"cos": {"matching": "last_only"}})
+    (message,) = messages_of(folder / "study.yaml")
+    assert re.search("cos: compares token by token, .* architecture.vocabulary 130 .* a vocabulary of at least 2[0-9]+, or null", message)
+    space(folder, architecture={"vocabulary": {"choice": [None, 130]}})  # kd can
+    assert check.open_files(folder / "study.yaml").spec.name == "tiny"
 
 
 def test_a_mistake_that_only_two_choices_together_make_is_found(folder: Path) -> None:

@@ -19,6 +19,7 @@ ARCHITECTURES = st.builds(
     heads=st.integers(1, 8),
     head_size=st.integers(1, 40),
     ffn_ratio=st.floats(0.05, 6),
+    vocabulary=st.one_of(st.none(), st.integers(1, 600)),
 )
 
 

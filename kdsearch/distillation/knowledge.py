@@ -50,6 +50,11 @@ class Knowledge:
         """Whether it teaches the answer itself (logits) and not what leads to it."""
         return self.view == "logits"
 
+    @property
+    def of_tokens(self) -> bool:
+        """Whether token k of the student is compared with token k of the teacher, and not one vector per text."""
+        return self.view not in ("logits", "pooled")
+
     @cached_property
     def wants(self) -> frozenset[str]:
         """Which inputs besides student and teacher the loss takes: mask, labels."""
@@ -105,13 +110,16 @@ def shapes_of(student: Architecture, teacher: PretrainedConfig) -> Shapes:
 
 
 def view(kind: str, signals: dict[str, Tensor], layer: int, shape: Architecture, batch: Batch, project: nn.Module | None = None) -> Any:
-    """What a loss compares of one block: hidden states, their mean over tokens, attention scores, or queries, keys and values."""
+    """What a loss compares of one block: hidden states, their mean over tokens, attention scores, or queries, keys and values.
+
+    A teacher that tokenises otherwise tells its own ``mask`` among its signals.
+    """
     if kind in ("scores", "qkv"):
         q, k, *v = (_by_head(signals[f"{name}.{layer}"], shape) for name in SIGNALS[kind])
         return losses.scores(q, k) if kind == "scores" else QKV(q, k, v[0])
     states = signals[f"hidden.{layer}"]
     if kind == "pooled":
-        return losses.mean_token(states, batch.attention_mask)
+        return losses.mean_token(states, signals.get("mask", batch.attention_mask))
     return project(states) if project is not None else states
 
 

@@ -16,7 +16,13 @@ def skeleton(teacher: PretrainedConfig, architecture: Architecture) -> PreTraine
 
 
 def build(teacher: PreTrainedModel, candidate: Candidate, seed: int) -> PreTrainedModel:
-    """The student, float32 on the CPU, started from the teacher as the candidate says; the seed decides what is random."""
+    """The student, float32 on the CPU, started from the teacher as the candidate says; the seed decides what is random.
+
+    Raises:
+        ValueError: the candidate has a vocabulary that is not the teacher's; ``students.vocabulary.with_vocabulary`` gives it that one.
+    """
+    if (size := candidate.architecture.vocabulary) not in (None, teacher.config.vocab_size):
+        raise ValueError(f"a student of {size} tokens is cut from a teacher that has these; got one of {teacher.config.vocab_size}")
     logging.set_verbosity_error()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -40,6 +40,11 @@ def test_a_narrowed_config_keeps_everything_else_and_leaves_the_teacher_alone() 
     assert isinstance(narrowed, BertConfig)
 
 
+def test_a_smaller_vocabulary_has_no_token_id_beyond_it() -> None:
+    narrowed = narrow(tiny.config(pad_token_id=3, eos_token_id=90), Architecture(1, 2, 6, 2, 50))
+    assert (narrowed.vocab_size, narrowed.pad_token_id, narrowed.eos_token_id) == (50, 3, None)
+
+
 @settings(max_examples=150, deadline=None)
 @given(SHAPES, st.sampled_from(LAYERS))
 def test_a_shape_without_mistakes_can_be_built_and_another_cannot_be_cut(shape: Architecture, layers: str) -> None:

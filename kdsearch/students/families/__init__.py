@@ -127,6 +127,7 @@ def narrow(config: PretrainedConfig, architecture: Architecture) -> PretrainedCo
     """The teacher's config with the student's sizes; what the architecture leaves open stays as the teacher's.
 
     Embeddings left open stay as narrow as the teacher's where those are factorised, and are as wide as the student where they are not.
+    Token ids that a smaller vocabulary does not have become None; ``students.vocabulary.with_vocabulary`` gives the new ones.
     """
     family, sizes = family_of(config), sizes_of(config)
     changed: dict[str, Any] = config.to_dict()
@@ -145,6 +146,9 @@ def narrow(config: PretrainedConfig, architecture: Architecture) -> PretrainedCo
         changed[family.positions] = architecture.positions + family.position_offset
     if changed.get(family.head_size):
         changed[family.head_size] = architecture.head_size
+    if (size := architecture.vocabulary) is not None:
+        changed["vocab_size"] = size
+        changed |= {key: None for key, value in changed.items() if key.endswith("_token_id") and isinstance(value, int) and value >= size}
     changed |= {name: architecture.width for name in family.also_width if name in changed}
     changed |= {name: changed[name][: architecture.layers] for name in family.per_layer if changed.get(name)}
     return type(config).from_dict(changed)
