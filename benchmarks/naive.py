@@ -456,7 +456,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/naive.md"))
     options, load = parser.parse_args(), os.getloadavg()[0]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    candidates, rows = CANDIDATES[: options.candidates], []
+    candidates, rows, machine = CANDIDATES[: options.candidates], [], machine_words()
 
     def report(row: str) -> None:
         rows.append(row)
@@ -466,7 +466,7 @@ def main() -> None:
         work, cache_seconds = prepare(options.study, options.steps, options.seed, candidates, folder)
         print(HEAD, flush=True)
         found = compare(work, candidates, report)
-    told = summary(found, cache_seconds, options.steps, machine_words())
+    told = summary(found, cache_seconds, options.steps, machine)
     options.out.write_text(document(told, rows, shlex.join(["python", *sys.argv]), load))
     print(json.dumps(told))
 

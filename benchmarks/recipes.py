@@ -60,10 +60,11 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Run:
-    """One student: which validation rows it got right, its divergence to the teacher in nats, the seconds of its training."""
+    """One student: its candidate's content hash, which validation rows it got right, its divergence to the teacher, its seconds."""
 
     recipe: str
     start: str
+    key: str
     seed: int
     right: list[int]
     divergence: float
@@ -106,7 +107,7 @@ def distilled(name: str, start: str, seed: int, recipe: Recipe, bench: objective
     logits = teacher.predict(student, rows.encoded, rows.measuring, rows.pad_id, bench.spec.target.device)
     right = logits[: len(rows.validation)].argmax(1) == rows.encoded.labels[rows.validation]
     divergence = metrics.mean(metrics.kl(bench.outputs.arrays["logits"][rows.measuring], logits))[0]
-    return Run(name, start, seed, right.astype(int).tolist(), divergence, seconds)
+    return Run(name, start, candidate.key(), seed, right.astype(int).tolist(), divergence, seconds)
 
 
 def step_seconds(recipe: Recipe, bench: objective.Bench) -> float:
@@ -203,7 +204,7 @@ Over {MOST_COSTLY} times plain kd, among the recipes for which that is not expec
 
 One student, one task of two classes, short training at one learning rate for all, and the papers' own weights: a recipe whose losses are
 large beside the labels is at a disadvantage that a search over weights removes. Staged recipes spend half of the steps before they see a
-label. None of the recipes' pre-training is here.
+label, and beside the transfer text only half of their rows have one. None of the recipes' pre-training is here.
 """
 
 
@@ -226,9 +227,14 @@ def main() -> None:
     options, named = parser.parse_args(), recipes()
     bench = prepare(options.study, options.steps)
     options.work.mkdir(parents=True, exist_ok=True)
-    kept = options.work / f"runs-{bench.facts['teacher']['key']}-{options.steps}.jsonl"
+    kept = (
+        options.work
+        / f"runs-{bench.facts['teacher']['key'][:16]}-{bench.facts['task']['key']}-{options.steps}x{bench.spec.proxy.batch_tokens}.jsonl"
+    )
     known = [Run(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
     starts = [(name, "uniform") for name in named] + [(name, "random") for name in FROM_RANDOM]
+    keys = {(name, start): candidate_of(named[name], start).key() for name, start in starts}
+    known = [run for run in known if keys.get((run.recipe, run.start)) == run.key]  # a recipe that was changed since is run again
     for seed in range(options.seeds):
         for name, start in starts:
             if not any((run.recipe, run.start, run.seed) == (name, start, seed) for run in known):

@@ -116,7 +116,7 @@ class Candidate:
         }
 
     def key(self) -> str:
-        """Content hash of what is trained: equal for equal students, whatever path of the space led to them."""
+        """Content hash of what is trained, whatever path of the space led to it; a knob written out at its default counts as chosen."""
         recipe = replace(self.distillation, terms=_without_labels(self.distillation.terms))
         content = replace(self, distillation=recipe).to_dict()
         del content["distillation"]["name"]
@@ -157,8 +157,9 @@ def _chosen(item: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _without_labels(terms: tuple[Term, ...]) -> tuple[Term, ...]:
-    """The terms in one order, with labels only where one knowledge type comes twice."""
-    ordered = sorted(terms, key=lambda term: json.dumps(_canonical([term.knowledge, term.weight, term.schedule, term.knobs])))
+    """The terms that count, in one order, with labels only where one knowledge type comes twice, and without knobs that are left open."""
+    counting = [replace(term, knobs=tuple(knob for knob in term.knobs if knob[1] is not None)) for term in terms if term.weight != 0]
+    ordered = sorted(counting, key=lambda term: json.dumps(_canonical([term.knowledge, term.weight, term.schedule, term.knobs])))
     before = [[other.knowledge for other in ordered[:index]].count(term.knowledge) for index, term in enumerate(ordered)]
     return tuple(replace(term, label=f"{term.knowledge} {n + 1}" if n else "") for term, n in zip(ordered, before, strict=True))
 

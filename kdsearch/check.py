@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
 from kdsearch import cost, search_space, study_file, teacher
@@ -12,12 +13,12 @@ from kdsearch.candidate import Architecture, Recipe
 from kdsearch.distillation.knowledge import shapes_of
 from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
+from kdsearch.resources import cache_folder
 from kdsearch.search_space import SearchSpace
-from kdsearch.students import reading
+from kdsearch.students import reading, vocabulary
 from kdsearch.students.families import depth_of, longest, narrow
 from kdsearch.students.families import mistakes as shape_mistakes
 from kdsearch.students.initialize import LAYERS, WIDTHS, teacher_layers
-from kdsearch.students.vocabulary import mistakes as size_mistakes
 from kdsearch.study_file import StudySpec
 from kdsearch.target.latency import measure
 from kdsearch.tasks import data
@@ -54,10 +55,17 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
     messages += [f"{path}: {message}" for message in teacher_messages]
     task_messages = data.mistakes(right["task"], base) if "task" in right else []
     messages += [f"{path}: {message}" for message in task_messages]
+    messages += [f"{path}: {message}" for message in _device_mistakes(right)]
     if "teacher" in right and not teacher_messages:
         # The head gets the task's classes, whatever the model was trained for.
-        known = {"num_labels": len(data.classes(right["task"], base))} if "task" in right and not task_messages else {}
-        space = search_space.for_classes(space, known["num_labels"]) if space and known else space
+        classes = data.classes(right["task"], base) if "task" in right and not task_messages else []
+        messages += [f"{path}: {message}" for message in (teacher.head_mistakes(right["teacher"], base, classes) if classes else [])]
+        known = {"num_labels": len(classes)} if classes else {}
+        try:
+            space = search_space.for_classes(space, known["num_labels"]) if space and known else space
+        except UserError as error:
+            messages += [f"{right['space']}: {message}" for message in error.messages]
+            space = None
         config = AutoConfig.from_pretrained(teacher.source(right["teacher"], base), **known)
         messages += [f"{path}: {message}" for message in length_mistakes(right, config)]
         messages += [f"{right['space']}: {message}" for message in (space_mistakes(space, config) if space else [])]
@@ -67,13 +75,15 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
         if space and "limits" in right and not messages:
             messages += [f"{path}: {message}" for message in limit_mistakes(right["limits"], space, config)]
     folder = out.resolve() if out else base / right.get("name", path.stem)
-    messages += _folder_mistakes(folder)
+    messages += _folder_mistakes("output folder", folder, "choose another with --out")
+    messages += _folder_mistakes("cache folder", cache_folder(), "set KDSEARCH_CACHE to another")
     if messages:
         raise UserError(list(dict.fromkeys(messages)))
     spec = StudySpec(**right)
     assert space is not None
     changed = {key: value for key, value in (overrides or {}).items() if value is not None}
-    return Study(base, spec.model_copy(update={"search": spec.search.model_copy(update=changed)}), space, folder)
+    search = study_file.Search.model_validate({**spec.search.model_dump(), **changed})
+    return Study(base, spec.model_copy(update={"search": search}), space, folder)
 
 
 def from_facts(facts: dict[str, Any], folder: Path) -> Study:
@@ -152,11 +162,14 @@ def vocabulary_mistakes(space: SearchSpace, spec: study_file.Teacher, task: stud
         ]
     if not sizes:
         return []
+    tokenizer = teacher.load_tokenizer(spec, base)
     try:
-        ranking = reading.rank(teacher.load_tokenizer(spec, base), data.load(task, base), task.max_length)
+        ranking = reading.rank(tokenizer, data.load(task, base), task.max_length)
     except UserError as error:
         return error.messages
-    messages = [message for size in sizes for message in size_mistakes(size, ranking)]
+    least, config = vocabulary.reduce(tokenizer, ranking.tokens[: ranking.needed]), AutoConfig.from_pretrained(teacher.source(spec, base))
+    messages = [message for size in sizes for message in vocabulary.mistakes(size, ranking)]
+    messages += vocabulary.padding_mistakes(config, least, tokenizer)
     recipes = {str(candidate.distillation): candidate.distillation for candidate in search_space.each_branch(space)}
     if not messages and (smallest := min(sizes)) < ranking.lossless:
         tried = [token_mistakes(recipe, smallest, ranking.lossless) for recipe in recipes.values()]
@@ -212,10 +225,16 @@ def _space_path(name: str, base: Path) -> Path:
     return path if path.exists() or not Path(name).exists() else Path(name)
 
 
-def _folder_mistakes(folder: Path) -> list[str]:
+def _device_mistakes(right: dict[str, Any]) -> list[str]:
+    if "target" not in right or right["target"].device != "cuda" or torch.cuda.is_available():
+        return []
+    return ["target.device: 'cuda' needs a GPU that torch sees, and there is none; use cpu, or install the CUDA build of torch"]
+
+
+def _folder_mistakes(what: str, folder: Path, fix: str) -> list[str]:
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not nearest.is_dir():
-        return [f"output folder: {nearest} is a file, not a folder; choose another with --out"]
+        return [f"{what}: {nearest} is a file, not a folder; {fix}"]
     if not os.access(nearest, os.W_OK | os.X_OK):
-        return [f"output folder: {folder} cannot be written (no permission in {nearest}); choose another with --out"]
+        return [f"{what}: {folder} cannot be written (no permission in {nearest}); {fix}"]
     return []

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from kdsearch.errors import UserError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
 StudyPlace = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's folder, or its study file.")]
@@ -35,7 +37,7 @@ def run(
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, instead of the study file's.")] = None,
     storage: Annotated[str | None, typer.Option(metavar="URL", help="Optuna storage; by default study.db in the study's folder.")] = None,
     out: Out = None,
-    seed: Annotated[int | None, typer.Option(help="Seed, instead of the study file's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed, instead of the study file's.")] = None,
 ) -> None:
     """Search for the best students. Started again, it resumes."""
     from kdsearch.commands import run_study
@@ -125,11 +127,13 @@ def main(call: Callable[[], Any] = app) -> None:
         call()
     except UserError as error:
         for message in error.messages:
-            errors.print(f"[red]error:[/red] {message}", markup=True)
+            errors.print(f"[red]error:[/red] {escape(message)}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("Stopped. Finished trials are kept; the same command goes on from here.")
-        sys.exit(1)
     except RuntimeError as error:
-        errors.print(f"[red]failed:[/red] {error}")
+        errors.print(f"[red]failed:[/red] {escape(str(error))}")
+        sys.exit(1)
+    except SystemExit as ended:
+        if ended.code != INTERRUPTED:
+            raise
+        errors.print("Stopped. Finished trials are kept; the same command goes on from here.")
         sys.exit(1)

@@ -21,6 +21,7 @@ from kdsearch.candidate import Candidate, from_dict
 from kdsearch.check import Study
 from kdsearch.display import Display, line
 from kdsearch.errors import UserError
+from kdsearch.machine import accelerator
 from kdsearch.objective import Bench
 from kdsearch.report import dashboard, front, html, study_folder, tables
 from kdsearch.students.baselines import baselines
@@ -39,6 +40,7 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
     """
     console, study = Console(soft_wrap=True), check.open_files(path, out, overrides)
     check.refuse_unreachable(study, path)
+    refuse_other_study(study)
     study.folder.mkdir(parents=True, exist_ok=True)
     with _locked(study.folder):
         url = storage or default_storage(study.folder)
@@ -103,7 +105,7 @@ def train_pick(place: Path, pick: str, steps: int | None = None) -> exporting.Ex
     candidate, console = from_dict(record.candidate), Console(soft_wrap=True)
     with Display(console, study.spec.search) as display:
         bench = objective.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)
-        export = exporting.train(candidate, record.trial, bench, study.folder, display.progress)
+        export = exporting.train(candidate, record.trial, record.seed, bench, study.folder, display.progress)
     html.write(study_folder.load(study.folder))
     result = export.result
     console.print(
@@ -142,7 +144,20 @@ def default_storage(folder: Path) -> str:
 def fingerprint(study: Study) -> dict[str, Any]:
     """What must not change between the sessions of a study."""
     spec = study.spec.model_dump(mode="json")
-    return {key: spec[key] for key in IDENTITY} | {"space": study.space.content, "seed": study.spec.search.seed}
+    search_part = {key: spec["search"][key] for key in ("seed", "sampler", "startup_trials", "baselines")}
+    return {key: spec[key] for key in IDENTITY} | {"space": study.space.content, **search_part}
+
+
+def refuse_other_study(study: Study) -> None:
+    """Two studies in one folder would overwrite each other's records.
+
+    Raises:
+        UserError: the folder holds a study of another name.
+    """
+    facts = study.folder / "study.json"
+    name = json.loads(facts.read_text(encoding="utf-8")).get("name") if facts.is_file() else study.spec.name
+    if name != study.spec.name:
+        raise UserError(f"output folder: {study.folder} holds the study '{name}', not '{study.spec.name}'; choose another with --out")
 
 
 def _baselines(study: Study) -> dict[str, Candidate]:
@@ -175,13 +190,15 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _write_facts(study: Study, bench: Bench) -> None:
+    precision = accelerator(study.spec.target.device).mixed_precision
     facts = {
         "name": study.spec.name,
         "base": str(study.base),
         "spec": study.spec.model_dump(mode="json"),
         "space": study.space.content,
         **bench.facts,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}, "
+        f"training in {'float32' if precision == 'no' else precision}",
         "versions": {name: version(name) for name in PACKAGES},
     }
     records.write_text(study.folder / "study.json", json.dumps(facts, indent=2))

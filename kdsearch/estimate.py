@@ -15,7 +15,7 @@ from kdsearch.students.families import architecture_of, narrow
 from kdsearch.tasks import batches, data
 
 CANDIDATES, SAMPLE_ROWS = 200, 500
-# Share of the matrix-product rate that a training step reaches, float32 on a CPU (measured; see benchmarks/naive.md).
+# Share of the float32 matrix-product rate that a training step of a small student reaches on a CPU, about.
 EFFICIENCY = 0.6
 
 
@@ -54,7 +54,7 @@ def describe(study: Study) -> dict[str, str]:
         f"{len(rows.transfer.texts)} transfer, {len(rows.held_out.texts)} held out; "
         f"classes {', '.join(rows.classes)}; {mean_tokens:.0f} tokens a row",
         "space": f"{len(drawn)} candidates drawn, {len(counts)} shapes, "
-        f"{small / 1e6:.1f}M to {large / 1e6:.1f}M parameters, all can be built; "
+        f"{small / 1e6:.1f}M to {large / 1e6:.1f}M parameters, the smallest and the largest were built; "
         f"{len(drawn) - len(kept)} break limits.parameters",
         **_vocabularies(study, tokenizer, rows),
         "before": f"about {tuning / 60:.1f} min of fine-tuning and {caching / 60:.1f} min of caching, once (kept for later runs)",

@@ -32,25 +32,33 @@ class Export:
     result: dict[str, Any]
 
 
-def train(candidate: Candidate, trial: int, bench: Bench, folder: Path, progress: Progress = silent) -> Export:
+def train(candidate: Candidate, trial: int, seed: int, bench: Bench, folder: Path, progress: Progress = silent) -> Export:
     """Distil a candidate at full length, save it, load it back, compare, and look at the test rows once.
 
     Raises:
         RuntimeError: the folder that was written does not give the trained student's tokens and logits back.
     """
-    start, spec, own = time.perf_counter(), bench.spec, bench.reading(candidate.architecture.vocabulary)
-    student = build(own.teacher, candidate, spec.search.seed)
+    start, spec = time.perf_counter(), bench.spec
+    own = bench.reading(candidate.architecture.vocabulary).teacher
+    student = build(own, candidate, seed)  # the seed of the trial: what is random in the student is the same again
     objective.train(student, candidate, bench, spec.train, progress)
     place = folder / "exports" / str(trial)
-    place.mkdir(parents=True, exist_ok=True)
+    with teacher.written_aside(place) as aside:  # an older export of the trial stays whole until this one is
+        result = _write(aside, student, candidate, trial, bench, start)
+    return Export(place / "model", result)
+
+
+def _write(place: Path, student: PreTrainedModel, candidate: Candidate, trial: int, bench: Bench, start: float) -> dict[str, Any]:
+    """Save, load back, compare, measure; all of an export's files."""
+    spec, own = bench.spec, bench.reading(candidate.architecture.vocabulary)
     student.cpu().save_pretrained(place / "model")
     own.tokenizer.save_pretrained(place / "model")
     loaded = AutoModelForSequenceClassification.from_pretrained(place / "model", dtype=torch.float32).eval()
     if not same_tokens(AutoTokenizer.from_pretrained(place / "model"), own.rows, bench):
-        raise RuntimeError(f"{place}: the saved tokenizer splits the task's texts otherwise after loading; it must not be used")
+        raise RuntimeError(f"trial {trial}: the saved tokenizer splits the task's texts otherwise after loading; it is not exported")
     difference = round_trip(student, loaded)
     if difference > LARGEST_DIFFERENCE:
-        raise RuntimeError(f"{place}: the saved student's logits differ by {difference:.2g} after loading; it must not be used")
+        raise RuntimeError(f"trial {trial}: the saved student's logits differ by {difference:.2g} after loading; it is not exported")
     latency = measure(loaded, bench.teacher, spec.target)
     result = {
         "trial": trial,
@@ -68,7 +76,7 @@ def train(candidate: Candidate, trial: int, bench: Bench, folder: Path, progress
     }
     records.write_text(place / "result.json", json.dumps(result, indent=2))
     records.write_text(place / "model" / "README.md", card(result, bench))
-    return Export(place / "model", result)
+    return result
 
 
 def same_tokens(tokenizer: Any, rows: Pool, bench: Bench) -> bool:

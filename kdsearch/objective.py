@@ -15,7 +15,7 @@ from kdsearch.candidate import Candidate
 from kdsearch.distillation.distil import Lesson, TeacherOf, distil
 from kdsearch.distillation.knowledge import shapes_of, teacher_signals
 from kdsearch.distillation.loop import Progress
-from kdsearch.distillation.mistakes import token_mistakes
+from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
 from kdsearch.machine import accelerator
 from kdsearch.records import COMPLETE, REFUSED, Measurement
@@ -74,12 +74,23 @@ def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candida
     device, seed = spec.target.device, spec.search.seed
     progress("reading the data", 0, 1)
     tokenizer = teacher.load_tokenizer(spec.teacher, base)
-    texts = data.load(spec.task, base)
+    texts = data.load(spec.task, base, teacher.labels(spec.teacher, base))
     rows = pool.build(texts, tokenizer, spec.task.max_length)
     model, key = teacher.load(spec.teacher, base, rows, seed, device, progress)
     outputs = teacher.outputs(model, key, rows, signals_of(space, extra, model.config), device, progress)
     facts, reduces = _facts(spec, model, rows, outputs, key), vocabularies(space) != [None]
+    _refuse_guessing(spec, facts)
     return Bench(spec, model, tokenizer, rows, outputs, facts, texts, reduces)
+
+
+def _refuse_guessing(spec: StudySpec, facts: dict[str, Any]) -> None:
+    """A teacher that is used as it is and answers no better than the largest class was made for other labels, or in another order."""
+    accuracy, error, majority = facts["teacher"]["accuracy"], facts["teacher"]["accuracy_se"], facts["task"]["majority"]
+    if spec.teacher.fine_tune is None and accuracy - 2 * error <= majority:
+        raise UserError(
+            f"teacher.fine_tune: null takes the model as it is, and its accuracy on validation, {accuracy:.3f} ± {error:.3f}, is not above "
+            f"that of always answering the largest class, {majority:.3f}; give {{epochs: 3}}, or check the order of its labels"
+        )
 
 
 def signals_of(space: SearchSpace, extra: list[Candidate], config: PretrainedConfig) -> frozenset[str]:
@@ -100,6 +111,9 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
     What goes wrong in a stage is raised; the search records it and goes on.
     """
     start, spec = time.perf_counter(), bench.spec
+    if impossible := recipe_mistakes(candidate.distillation, shapes_of(candidate.architecture, bench.teacher.config)):
+        unknown = _violations(Measurement(REFUSED), bench)
+        return Measurement(REFUSED, reason="; ".join(impossible), seconds=time.perf_counter() - start, violations=unknown)
     counted = measured_cost(candidate, bench)
     if (reason := broken(counted, bench)) and not train_anyway:
         return replace(counted, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
@@ -113,7 +127,8 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
         return replace(timed, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
     train(student, candidate, bench, spec.proxy, progress)
     found = replace(timed, state=COMPLETE, **scores(student, bench, candidate.architecture.vocabulary), steps=spec.proxy.steps)
-    return replace(found, violations=_violations(found, bench), seconds=time.perf_counter() - start)
+    over, reason = _violations(found, bench), broken(found, bench)
+    return replace(found, violations=over, reason=reason, seconds=time.perf_counter() - start)
 
 
 def train(student: PreTrainedModel, candidate: Candidate, bench: Bench, training: Training, progress: Progress = silent) -> None:
@@ -168,7 +183,7 @@ def scores(student: PreTrainedModel, bench: Bench, vocabulary: int | None = None
 
 
 def excess(found: Measurement, bench: Bench) -> tuple[float, ...]:
-    """For each limit of the study, in the order of the study file's keys: value / limit - 1, above 0 where the limit is broken.
+    """For each limit of the study, always in one order: value / limit - 1, above 0 where the limit is broken.
 
     What must not fall below its limit counts limit / value - 1. What is not measured yet counts as at its limit (0), so that every trial
     has the same number of constraints.

@@ -64,13 +64,6 @@ def picks(accuracy: ArrayLike, latency: ArrayLike) -> dict[str, int]:
     return {"knee": knee(accuracy, latency), "fastest": int(fastest), "best": int(best)}
 
 
-def best_under(accuracy: ArrayLike, latency: ArrayLike, limit: float) -> int | None:
-    """Index of the most accurate point with latency <= ``limit`` (the faster one of equals); None when no point is that fast."""
-    accuracy, latency = np.asarray(accuracy, dtype=float), np.asarray(latency, dtype=float)
-    allowed = np.flatnonzero(front(accuracy, latency) & (latency <= limit))
-    return int(allowed[np.argmax(accuracy[allowed])]) if len(allowed) else None
-
-
 def _unit(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scaled to [0, 1], both ends exactly; all 0 when the values do not differ."""
     span = values.max() - values.min()

@@ -1,10 +1,10 @@
-"""Create or resume the study; ask a candidate, run it, tell what was found, until the budget is used. Optuna is only imported here.
+"""Create or resume the study; ask a candidate, run it, tell what was found, until the budget is used. Optuna is only imported here
+and in samplers.
 
 One controller asks and tells. Every ask has a fresh sampler seeded from (seed, number of trials), so that a search that was killed and
 started again proposes what the uninterrupted one would have. The storage holds everything; trials.jsonl is derived from it.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from kdsearch import records, search_space
 from kdsearch.candidate import Candidate, from_dict
 from kdsearch.errors import UserError
 from kdsearch.records import COMPLETE, FAILED, Measurement, Record
+from kdsearch.samplers import OfTheSpace, derived, make_sampler
 from kdsearch.search_space import SearchSpace
 from kdsearch.study_file import Search
 
+MADE_BY = "made by"
 METRICS = ["accuracy", "log latency (relative to the teacher)"]
 MOST_RETRIES, MOST_DUPLICATES_IN_A_ROW = 3, 100
 Objective = Callable[[Candidate, int, bool], Measurement]
@@ -59,7 +61,16 @@ def open_study(storage: str, name: str, facts: dict[str, Any]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = optuna.create_study(storage=backend(storage), study_name=name, directions=["maximize", "minimize"], load_if_exists=True)
+        try:
+            study = optuna.create_study(storage=backend(storage), study_name=name, directions=["maximize", "minimize"], load_if_exists=True)
+        except (SQLAlchemyError, ImportError, ValueError, optuna.exceptions.OptunaError) as error:
+            raise UserError(
+                f"storage {storage}: cannot be opened ({' '.join(str(error).split())[:200]}); correct it with --storage"
+            ) from None
+        # Optuna takes up a study of that name whatever it was made for, and whatever its directions are.
+        if study.trials and study.user_attrs.get(MADE_BY) != "kdsearch":
+            raise UserError(f"storage {storage}: its study '{name}' was not made by kdsearch; give this one another name or --storage")
+        study.set_user_attr(MADE_BY, "kdsearch")
         study.set_metric_names(METRICS)
     same_as_before(study, facts)
     return study
@@ -74,7 +85,7 @@ def same_as_before(study: optuna.Study, facts: dict[str, Any]) -> None:
     fix = "restore it to resume, or give the study another name or --out folder to start anew"
     messages = []
     for key, value in facts.items():
-        if key not in study.user_attrs:
+        if key not in study.user_attrs or not study.trials:  # before the first trial nothing depends on it
             study.set_user_attr(key, value)
         elif json.dumps(study.user_attrs[key], sort_keys=True) != json.dumps(value, sort_keys=True):
             messages.append(f"study '{study.study_name}': {key} differs from what its {len(study.trials)} trials were made with; {fix}")
@@ -101,7 +112,7 @@ def search(
     records.write(around.folder / "trials.jsonl", known)
     while not exhausted(known, plan):
         _enqueue_next(study, baselines if plan.baselines else {})
-        study.sampler = make_sampler(plan, derived(plan.seed, len(known)))
+        study.sampler = OfTheSpace(make_sampler(plan, derived(plan.seed, len(known))))
         trial = study.ask()
         candidate = _proposal(trial, around.space)
         baseline = trial.user_attrs.get("baseline")
@@ -123,27 +134,6 @@ def exhausted(known: Sequence[Record], plan: Search) -> bool:
     return spent >= plan.minutes * 60 or (plan.trials is not None and len(known) >= plan.trials) or nothing_new
 
 
-def make_sampler(plan: Search, seed: int) -> BaseSampler:
-    """A fresh sampler of the study's kind; the first ``startup_trials`` are random with every kind."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        match plan.sampler:
-            case "tpe":
-                return optuna.samplers.TPESampler(n_startup_trials=plan.startup_trials, multivariate=False, seed=seed)
-            case "nsga2":
-                return optuna.samplers.NSGAIISampler(population_size=max(2, plan.startup_trials), seed=seed)
-            case "gp":
-                inner = optuna.samplers.TPESampler(n_startup_trials=plan.startup_trials, multivariate=False, seed=seed)
-                return optuna.samplers.GPSampler(n_startup_trials=plan.startup_trials, seed=seed, independent_sampler=inner)
-            case "random":
-                return optuna.samplers.RandomSampler(seed=seed)
-
-
-def derived(seed: int, number: int) -> int:
-    """A 32-bit seed for the ask after ``number`` trials, the same in every session."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:4], "big")
-
-
 def close_interrupted(study: optuna.Study) -> None:
     """Settle trials that a kill left running: one with a record is told, any other is failed and its candidate queued again."""
     for trial in study.get_trials(states=[TrialState.RUNNING]):
@@ -156,9 +146,13 @@ def close_interrupted(study: optuna.Study) -> None:
         retries = trial.user_attrs.get("retries", 0)
         attributes = {key: trial.user_attrs[key] for key in ("baseline", "candidate") if key in trial.user_attrs}
         again = "candidate" in attributes and retries < MOST_RETRIES
+        # A kill may have come after the queueing and before the end.
+        queued = any(other.user_attrs.get("retry_of") == trial.number for other in study.get_trials(deepcopy=False))
         live.set_user_attr("reason", "interrupted: the process ended while it ran" + ("; queued again" if again else "; not tried again"))
-        if again:
-            study.enqueue_trial(trial.params, user_attrs={**attributes, "retries": retries + 1, "retry_of": trial.number})
+        if again and not queued:
+            # A retry that was killed while it was still asking has only part of its parameters; the queue's own attribute has all.
+            params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            study.enqueue_trial(params, user_attrs={**attributes, "retries": retries + 1, "retry_of": trial.number})
         study.tell(trial.number, state=TrialState.FAIL)
 
 
@@ -198,10 +192,10 @@ def _run(
     start = time.perf_counter()
     try:
         measurement = objective(candidate, seed, baseline is not None)
-        if measurement.state == COMPLETE and not all(
-            value is not None and math.isfinite(value) for value in (measurement.accuracy, measurement.latency_relative)
-        ):
-            raise ArithmeticError(f"accuracy {measurement.accuracy} or latency {measurement.latency_relative} is not finite")
+        known_numbers = {name: getattr(measurement, name) for name in ("accuracy", "latency_relative", "divergence")}
+        odd = {name: value for name, value in known_numbers.items() if value is None or not math.isfinite(value)}
+        if measurement.state == COMPLETE and odd:
+            raise ArithmeticError(f"not finite: {', '.join(f'{name} {value}' for name, value in odd.items())}")
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         text = "".join(traceback.format_exception(error))[-4000:]

@@ -12,6 +12,7 @@ files: the section of the same name of other spaces, their branches together.
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ from kdsearch.errors import UserError, unknown
 
 Tree = dict[str, Any]
 SECTIONS = {"architecture": Architecture, "initialization": Initialization, "distillation": None, "training": Training}
-MOST_COMBINED = 16
+MOST_COMBINED, MOST_TOGETHER = 16, 2000
 SCALARS = (str, int, float, bool, type(None))
 
 
@@ -135,14 +136,18 @@ def smallest(space: SearchSpace) -> Candidate:
 
 
 def each_branch(space: SearchSpace) -> Iterator[Candidate]:
-    """Candidates in which every branch and every choice of the space occurs at least once."""
+    """Candidates in which every branch and every choice of the space occurs, and every combination of the choices of one mapping.
+
+    What stands together in a mapping (a term's knowledge, matching and knobs) works together; other domains are at their high ends, so that
+    a weight of 0 is met alone and never in the company of all the others.
+    """
     seen: dict[str, Int | Float | Choice | OneOf] = {}
+    forced: dict[str, Any] = {}
 
     def note(name: str, domain: Int | Float | Choice | OneOf) -> Any:
         seen.setdefault(name, domain)
-        return forced.get(name, _lowest(domain))
+        return forced.get(name, _highest(domain))
 
-    forced: dict[str, Any] = {}
     yield sample(space, note)
     done: set[str] = set()
     while todo := [name for name in seen if name not in done]:
@@ -150,6 +155,16 @@ def each_branch(space: SearchSpace) -> Iterator[Candidate]:
             done.add(name)
             for value in _options(seen[name]):
                 forced = {**_branches_to(name, seen), name: value}
+                yield sample(space, note)
+    groups: dict[str, list[str]] = {}
+    for name, domain in seen.items():
+        if isinstance(domain, Choice):
+            groups.setdefault(name.rpartition(".")[0], []).append(name)
+    for names in groups.values():
+        options = [_options(seen[name]) for name in names]
+        if len(names) > 1 and math.prod(map(len, options)) <= MOST_TOGETHER:
+            for values in itertools.product(*options):
+                forced = {**_branches_to(names[0], seen), **dict(zip(names, values, strict=True))}
                 yield sample(space, note)
 
 
@@ -217,6 +232,11 @@ def _smallest(domain: Int | Float | Choice | OneOf) -> Any:
     """The lowest; beside whole numbers, null stands for the teacher's own, which is not below any of them."""
     numbers = [option for option in _options(domain) if option is not None]
     return min(numbers) if numbers and all(isinstance(option, int | float) for option in numbers) else _lowest(domain)
+
+
+def _highest(domain: Int | Float | Choice | OneOf) -> Any:
+    options = _options(domain)
+    return max(options) if isinstance(domain, Int | Float) else options[0]
 
 
 def _suggest(trial: Trial, name: str, value: Any) -> Any:

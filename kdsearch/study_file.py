@@ -10,6 +10,7 @@ from kdsearch.errors import UserError, unknown
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -51,7 +52,7 @@ class Split(Section):
 
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.125
     test: Annotated[float, Field(gt=0, lt=0.5)] = 0.125
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Task(Section):
@@ -115,7 +116,7 @@ class Search(Section):
     minutes: Positive = 30
     trials: Count | None = None
     startup_trials: Count = 10
-    seed: int = 0
+    seed: Seed = 0
     baselines: bool = True
     max_failures_in_a_row: Count = 5
 

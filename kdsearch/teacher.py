@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
@@ -28,8 +29,9 @@ from kdsearch.study_file import Teacher
 from kdsearch.tasks.batches import Batch, Encoded, bucket, collate, stream
 from kdsearch.tasks.pool import Pool
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 FORWARD_TOKENS, TRAIN_TOKENS, WARMUP = 2048, 1024, 0.1
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -44,16 +46,17 @@ def mistakes(spec: Teacher, base: Path) -> list[str]:
             return [f"teacher.model: '{spec.model}' does not exist (looked in {base} and {Path.cwd()}); correct the path"]
         unpinned = [] if spec.sha256 is None else ["teacher.sha256: can be checked for a local or packaged model only; remove it"]
         return [*unpinned, *_config_mistakes(spec.model, spec.model)]
-    missing = [name for name in ("config.json",) if not (path / name).is_file()]
-    weights = [path / name for name in WEIGHTS if (path / name).is_file()]
-    if missing or not weights:
-        lacks = " and ".join([*missing, *([] if weights else [WEIGHTS[0]])])
+    needed = {"config.json": ("config.json",), WEIGHTS[0]: WEIGHTS, TOKENIZERS[0]: TOKENIZERS}
+    missing = [name for name, any_of in needed.items() if not any((path / one).is_file() for one in any_of)]
+    if missing:
+        lacks = ", ".join(missing)
         return [
             f"teacher.model: '{spec.model}' is not a Hugging Face model folder: it lacks {lacks}; name a folder made by save_pretrained"
         ]
     messages = _config_mistakes(spec.model, str(path))
-    if spec.sha256 and (found := file_sha256(weights[0])) != spec.sha256:
-        messages.append(f"teacher.sha256: {weights[0].name} has {found}, the study pins {spec.sha256}; use that model, or change the pin")
+    weights = next(path / name for name in WEIGHTS if (path / name).is_file())
+    if spec.sha256 and (found := file_sha256(weights)) != spec.sha256:
+        messages.append(f"teacher.sha256: {weights.name} has {found}, the study pins {spec.sha256}; use that model, or change the pin")
     return messages
 
 
@@ -75,28 +78,71 @@ def load_tokenizer(spec: Teacher, base: Path) -> Any:
     return AutoTokenizer.from_pretrained(source(spec, base))
 
 
-def load(spec: Teacher, base: Path, pool: Pool, seed: int, device: str, progress: Progress) -> tuple[PreTrainedModel, str]:
-    """The teacher on the task, float32, in evaluation mode, and the content hash that names it.
+def head_mistakes(spec: Teacher, base: Path, classes: list[str]) -> list[str]:
+    """Why a model that is used as it is does not answer in the task's classes. Fine-tuning makes a new head where none fits."""
+    config = AutoConfig.from_pretrained(source(spec, base))
+    has_head = any("ForSequenceClassification" in name for name in config.architectures or [])
+    if not has_head and spec.fine_tune is None:
+        return [f"teacher.fine_tune: '{spec.model}' is no classifier yet; give {{epochs: 3}} to make it one, or name a classifier"]
+    if spec.fine_tune is None and classes_of(config) != len(classes):
+        sizes = f"{classes_of(config)} classes, the task {len(classes)} ({', '.join(classes[:5])})"
+        return [f"teacher.model: '{spec.model}' has a head of {sizes}; name a model for this task, or fine-tune it: {{epochs: 3}}"]
+    names = labels(spec, base)
+    if names and set(names) != set(classes):
+        return [
+            f"teacher.model: its classes are {', '.join(names)}, the task's are {', '.join(classes)}; rename the labels of the data, "
+            "or the id2label of the model"
+        ]
+    return []
 
-    It is fine-tuned when the study asks for that and no earlier run has kept it; model, rows and settings make its key.
+
+def labels(spec: Teacher, base: Path) -> list[str] | None:
+    """The classes of a teacher that is used as it is, in the order of its logits; None where it names none, or is fine-tuned first."""
+    if spec.fine_tune is not None:
+        return None
+    names = [str(name) for _, name in sorted((AutoConfig.from_pretrained(source(spec, base)).id2label or {}).items())]
+    return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
+
+
+def load(spec: Teacher, base: Path, pool: Pool, seed: int, device: str, progress: Progress) -> tuple[PreTrainedModel, str]:
+    """The teacher on the task, float32, in evaluation mode, and the content hash of its weights.
+
+    It is fine-tuned when the study asks for that and no earlier run has kept it; model, rows and settings decide which one is taken.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    name = source(spec, base)
-    model = _classifier(name, pool.classes)
-    settings = spec.fine_tune.model_dump() if spec.fine_tune else None
-    key = _digest(
-        _weights_key(model), pool.train_key if settings else "", json.dumps(settings, sort_keys=True), str(seed if settings else 0)
-    )
+    model = _classifier(source(spec, base), pool.classes, new_head=spec.fine_tune is not None)
     if spec.fine_tune is None:
-        return model.eval(), key
-    folder = cache_folder() / "teachers" / key
-    if not (folder / "config.json").is_file():
-        _fine_tune(model, spec, pool, seed, device, progress)
-        with written_aside(folder) as aside:
-            model.save_pretrained(aside)
-            load_tokenizer(spec, base).save_pretrained(aside)
-    return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval(), key
+        return model.eval(), _weights_key(model)
+    settings = json.dumps(spec.fine_tune.model_dump(), sort_keys=True)
+    folder = cache_folder() / "teachers" / _digest(_weights_key(model), pool.train_key, settings, str(seed), str(CACHE_VERSION))
+    with _one_at_a_time(folder):
+        tuned = _kept(folder)
+        if tuned is None:
+            _fine_tune(model, spec, pool, seed, device, progress)
+            with written_aside(folder) as aside:
+                model.save_pretrained(aside)
+                load_tokenizer(spec, base).save_pretrained(aside)
+            tuned = _kept(folder)
+    assert tuned is not None
+    return tuned, _weights_key(tuned)
+
+
+def _kept(folder: Path) -> PreTrainedModel | None:
+    """The teacher that an earlier run has kept, or None where there is none that can be read."""
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError):
+        return None
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of the processes that need this folder one makes it, and the others wait and read it."""
+    locks = cache_folder() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{folder.name}.lock"):
+        yield
 
 
 @dataclass(frozen=True)
@@ -124,14 +170,33 @@ class Outputs:
 def outputs(model: PreTrainedModel, key: str, pool: Pool, signals: frozenset[str], device: str, progress: Progress) -> Outputs:
     """The teacher's outputs over the pool: read from disk when they are there, else computed in one pass and kept.
 
-    Logits are float32, everything else bfloat16; a folder is written aside and renamed, so it is whole or absent.
+    Logits are float32 and stand for every row; everything else is bfloat16 and stands for the rows that students are trained on, which
+    come first in a pool. A folder is written aside and renamed, so it is whole or absent; one that is damaged is made again.
     """
     folder = cache_folder() / "outputs" / _digest(key, pool.key, *sorted(signals), str(CACHE_VERSION))
-    if not folder.is_dir():
-        with written_aside(folder) as aside:
-            _compute(model, pool, signals, aside, device, progress)
-    arrays = {signal: np.load(folder / f"{signal}.npy", mmap_mode="r+" if signal != "logits" else None) for signal in signals}
+    shapes = {signal: len(pool.encoded) if signal == "logits" else _trained_tokens(pool) for signal in signals}
+    with _one_at_a_time(folder):
+        arrays = _read(folder, shapes)
+        if arrays is None:
+            with written_aside(folder) as aside:
+                _compute(model, pool, signals, aside, device, progress)
+            arrays = _read(folder, shapes)
+    assert arrays is not None
     return Outputs(arrays, pool.encoded.offsets)
+
+
+def _read(folder: Path, shapes: dict[str, int]) -> dict[str, np.ndarray] | None:
+    """The cached arrays, or None where one is missing, cut off, or of another length."""
+    try:
+        arrays = {signal: np.load(folder / f"{signal}.npy", mmap_mode=None if signal == "logits" else "r") for signal in shapes}
+    except (OSError, ValueError, EOFError):
+        return None
+    return arrays if all(len(arrays[signal]) == length for signal, length in shapes.items()) else None
+
+
+def _trained_tokens(pool: Pool) -> int:
+    """Tokens of the rows that students are trained on; train and transfer stand first in a pool."""
+    return int(pool.encoded.offsets[len(pool.train) + len(pool.transfer)])
 
 
 def predict(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, pad_id: int, device: str) -> np.ndarray:
@@ -170,12 +235,14 @@ def written_aside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _classifier(name: str, classes: list[str]) -> PreTrainedModel:
+def _classifier(name: str, classes: list[str], new_head: bool) -> PreTrainedModel:
     labels = {"num_labels": len(classes), "id2label": dict(enumerate(classes)), "label2id": {label: i for i, label in enumerate(classes)}}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, attn_implementation="eager", **labels)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                name, dtype=torch.float32, ignore_mismatched_sizes=new_head, **labels
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"teacher.model: '{name}' cannot be loaded as a classifier of {len(classes)} classes: {str(error)[:300]}") from None
     family_of(model.config)
@@ -206,27 +273,28 @@ def _fine_tune(model: PreTrainedModel, spec: Teacher, pool: Pool, seed: int, dev
 
 
 def _compute(model: PreTrainedModel, pool: Pool, signals: frozenset[str], folder: Path, device: str, progress: Progress) -> None:
-    rows, encoded = np.arange(len(pool.encoded)), pool.encoded
+    encoded, done = pool.encoded, 0
+    trained = len(pool.train) + len(pool.transfer)
+    logits, sizes = np.zeros((len(encoded), classes_of(model.config)), dtype=np.float32), _trained_tokens(pool)
     files: dict[str, np.ndarray] = {}
-    total, done = int(encoded.offsets[-1]), 0
-    for batch, answer in forward(model, encoded, rows, pool.pad_id, signals, device):
-        tokens = batch.attention_mask.bool()
-        places = np.concatenate([np.arange(*encoded.offsets[[row, row + 1]].tolist()) for row in batch.rows])
-        for signal, values in answer.items():
-            if signal == "logits":
-                flat, where, size = values.float().cpu().numpy(), batch.rows, len(rows)
-            else:
+    for rows, wanted in ((np.arange(trained), signals), (np.arange(trained, len(encoded)), frozenset({"logits"}))):
+        for batch, answer in forward(model, encoded, rows, pool.pad_id, wanted, device):
+            tokens = batch.attention_mask.bool()
+            places = np.concatenate([np.arange(*encoded.offsets[[row, row + 1]].tolist()) for row in batch.rows])
+            logits[batch.rows] = answer.pop("logits").float().cpu().numpy() if "logits" in answer else 0
+            for signal, values in answer.items():
                 merged = values.transpose(1, 2).flatten(2) if values.ndim == 4 else values
-                flat, where, size = merged[tokens].to(torch.bfloat16).cpu().view(torch.int16).numpy(), places, total
-            if signal not in files:
-                files[signal] = np.lib.format.open_memmap(
-                    folder / f"{signal}.npy", mode="w+", dtype=flat.dtype, shape=(size, flat.shape[1])
-                )
-            files[signal][where] = flat
-        done += len(places)
-        progress("caching the teacher's outputs", done, total)
+                flat = merged[tokens].to(torch.bfloat16).cpu().view(torch.int16).numpy()
+                if signal not in files:
+                    files[signal] = np.lib.format.open_memmap(
+                        folder / f"{signal}.npy", mode="w+", dtype=flat.dtype, shape=(sizes, flat.shape[1])
+                    )
+                files[signal][places] = flat
+            done += len(places)
+            progress("caching the teacher's outputs", done, int(encoded.offsets[-1]))
     for file in files.values():
         file.flush()  # pyright: ignore[reportAttributeAccessIssue] - a memmap
+    np.save(folder / "logits.npy", logits)
 
 
 def _weights_key(model: PreTrainedModel) -> str:

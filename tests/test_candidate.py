@@ -15,7 +15,7 @@ ONE = Candidate(Architecture(3, 4, 16, 2), Initialization("last"), Recipe("kd", 
 
 CHANGES = {
     "layers": replace(ONE, architecture=Architecture(2, 4, 16, 2)),
-    "vocabulary": replace(ONE, architecture=Architecture(3, 4, 16, 2, 500)),
+    "vocabulary": replace(ONE, architecture=Architecture(3, 4, 16, 2, vocabulary=500)),
     "heads and head_size of the same width": replace(ONE, architecture=Architecture(3, 8, 8, 2)),
     "ffn_ratio": replace(ONE, architecture=Architecture(3, 4, 16, 4)),
     "kv_heads": replace(ONE, architecture=Architecture(3, 4, 16, 2, kv_heads=2)),

@@ -9,16 +9,19 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from kdsearch import check, search_space
+from kdsearch import check, search_space, teacher
 from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
 from kdsearch.students.families import mistakes
 from kdsearch.study_file import Limits
+from kdsearch.tasks import data
 from tests import tiny
 from tests.students.tiny_families import CONFIGS
 
@@ -79,13 +82,72 @@ def test_a_study_that_is_right_opens_and_nothing_is_written(folder: Path) -> Non
 
 
 def test_a_study_s_folder_leads_back_to_the_same_study(folder: Path) -> None:
+    dkd = {"one_of": {"kd": {"kd": {}}, "dkd": {"least_classes": 3, "dkd": {}}}}
+    space(folder, distillation=dkd)
     study = check.open_files(folder / "study.yaml")
-    facts = json.loads(
-        json.dumps(
-            {"base": str(study.base), "spec": study.spec.model_dump(), "space": study.space.content, "task": {"classes": ["0", "1"]}}
-        )
-    )
-    assert check.from_facts(facts, study.folder) == study
+    assert list(study.space.tree["distillation"].branches) == ["kd"]
+    facts = {"base": str(study.base), "spec": study.spec.model_dump(), "space": study.space.content, "task": {"classes": ["0", "1"]}}
+    assert check.from_facts(json.loads(json.dumps(facts)), study.folder) == study
+
+
+def with_config(folder: Path, **changes: Any) -> None:
+    config = folder / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("classes", "changes", "expected"),
+    [
+        (2, {"architectures": ["BertModel"]}, "teacher.fine_tune: 'model' is no classifier yet; give {epochs: 3}"),
+        (3, {}, "teacher.model: 'model' has a head of 2 classes, the task 3 (0, 1, 2)"),
+        (2, {"id2label": {"0": "bad", "1": "good"}}, "teacher.model: its classes are bad, good, the task's are 0, 1; rename"),
+    ],
+)
+def test_a_teacher_used_as_it_is_must_answer_in_the_task_s_classes(
+    classes: int, changes: dict[str, Any], expected: str, folder: Path
+) -> None:
+    texts, labels = tiny.texts(120, classes=classes)
+    tiny.write_csv(folder / "rows.csv", {"text": texts, "label": labels})
+    with_config(folder, **changes)
+    (message,) = messages_of(changed(folder, teacher={"fine_tune": None}))
+    assert expected in message
+    check.open_files(changed(folder, teacher={"fine_tune": {"epochs": 1}}))  # a new head is made then
+
+
+def test_classes_stand_in_the_order_of_the_teacher_s_logits(folder: Path) -> None:
+    with_config(folder, id2label={"0": "1", "1": "0"}, label2id={"1": 0, "0": 1})
+    study = check.open_files(changed(folder, teacher={"fine_tune": None}))
+    names = teacher.labels(study.spec.teacher, study.base)
+    assert names == ["1", "0"]
+    turned, usual = (data.load(study.spec.task, study.base, order) for order in (names, None))
+    assert (turned.classes, usual.classes) == (["1", "0"], ["0", "1"])
+    of_text = []
+    for found in (turned, usual):
+        parts = (found.train, found.validation, found.test)
+        pairs = [pair for part in parts for pair in zip(part.texts, part.labels or [], strict=True)]
+        of_text.append({text: found.classes[label] for text, label in pairs})
+    assert of_text[0] == of_text[1]
+
+
+def test_a_gpu_that_is_not_there_and_a_cache_that_cannot_be_written_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("KDSEARCH_CACHE", str(folder / "rows.csv" / "cache"))
+    messages = messages_of(changed(folder, target={"device": "cuda"}))
+    assert any("target.device: 'cuda' needs a GPU" in message for message in messages)
+    assert any(f"cache folder: {folder / 'rows.csv'} is a file" in message and "KDSEARCH_CACHE" in message for message in messages)
+
+
+def test_a_branch_that_no_task_of_so_few_classes_allows_does_not_hide_other_mistakes(folder: Path) -> None:
+    space(folder, distillation={"one_of": {"dkd": {"least_classes": 3, "dkd": {}}}})
+    messages = messages_of(changed(folder, task={"max_length": 1000}))
+    assert any("space.yaml: distillation: every branch needs more than the task's 2 classes" in message for message in messages)
+    assert any("task.max_length: must not exceed" in message for message in messages)
+
+
+def test_the_command_line_s_options_are_checked_as_the_file_is(folder: Path) -> None:
+    assert check.open_files(folder / "study.yaml", overrides={"seed": 4, "minutes": None}).spec.search.seed == 4
+    with pytest.raises(ValidationError):
+        check.open_files(folder / "study.yaml", overrides={"seed": -1})
 
 
 def test_all_kinds_of_mistakes_are_reported_together_and_nothing_is_written(folder: Path) -> None:

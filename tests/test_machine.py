@@ -32,5 +32,10 @@ def test_the_rate_of_matrix_products_is_measured() -> None:
     assert 1e8 < machine.matrix_product_rate(size=256, repeats=2) < 1e15
 
 
-def test_precision_is_one_that_the_processor_gains_from() -> None:
-    assert machine.accelerator("cpu").mixed_precision == ("bf16" if machine._bf16_pays_on_cpu() else "no")
+@pytest.mark.parametrize(("pays", "precision"), [(True, "bf16"), (False, "no")])
+def test_precision_follows_what_the_processor_gains_from(pays: bool, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(machine, "Accelerator", lambda **options: made.append(options))
+    monkeypatch.setattr(machine, "_bf16_pays_on_cpu", lambda: pays)
+    machine.accelerator.__wrapped__("cpu")
+    assert made == [{"cpu": True, "mixed_precision": precision}]

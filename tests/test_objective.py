@@ -65,7 +65,7 @@ def spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> objective.Bench:
 
 def of_size(size: int | None, *knowledge: str) -> Candidate:
     recipe = Recipe("tried", 0.5, tuple(Term(one) for one in knowledge))
-    return Candidate(Architecture(2, 2, 6, 1, size), Initialization("last"), recipe)
+    return Candidate(Architecture(2, 2, 6, 1, vocabulary=size), Initialization("last"), recipe)
 
 
 def test_a_student_of_other_tokens_learns_from_logits_and_pooled_states(spelled: objective.Bench) -> None:
@@ -136,6 +136,13 @@ def test_what_breaks_a_limit_is_refused_untrained_unless_it_is_a_yardstick(bench
     yardstick = objective.evaluate(candidate, bench, 0, train_anyway=True)
     assert yardstick.state == COMPLETE
     assert max(yardstick.violations) > 0
+
+
+def test_a_teacher_that_only_guesses_is_refused_when_it_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
+    spec = StudySpec.model_validate({**tiny.study(tmp_path), "teacher": {"model": "model", "fine_tune": None}})
+    with pytest.raises(UserError, match=r"teacher.fine_tune: null takes the model as it is, and its accuracy .* is not above"):
+        objective.prepare(spec, search_space.load(tmp_path / "space.yaml"), tmp_path, [])
 
 
 def test_too_little_accuracy_breaks_a_limit_after_training(bench: objective.Bench) -> None:

@@ -100,6 +100,3 @@ def test_picks_and_limits():
     accuracy, latency = [0.6, 0.85, 0.87, 0.5], [0.1, 0.2, 0.8, 0.3]
     assert pareto.picks(accuracy, latency) == {"knee": 1, "fastest": 0, "best": 2}
     assert pareto.picks([], []) == {}
-    assert pareto.best_under(accuracy, latency, 0.3) == 1
-    assert pareto.best_under(accuracy, latency, 0.1) == 0
-    assert pareto.best_under(accuracy, latency, 0.05) is None

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from kdsearch import search_space
+from kdsearch import check, search_space
 from kdsearch.candidate import Architecture
 from kdsearch.distillation.composition import BALANCES, SCALES, SCHEDULES
 from kdsearch.distillation.knowledge import KNOWLEDGE, Shapes
 from kdsearch.distillation.matching import MATCHINGS
 from kdsearch.distillation.mistakes import recipe_mistakes
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -123,8 +124,37 @@ def test_an_export_loads_without_kdsearch_and_gives_its_recorded_accuracy(workpl
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["2", str(recorded["parameters"]), "False"]
-    report = (workplace / "studies" / "quickstart" / "report.html").read_text(encoding="utf-8")
-    assert "test" in report
+        report = (workplace / "studies" / "quickstart" / "report.html").read_text(encoding="utf-8")
+        assert f"{recorded['test_accuracy']:.3f} ± {recorded['test_accuracy_se']:.3f}" in report
+
+
+def test_the_readme_s_python_loads_an_export(workplace: Path) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert run(workplace, "kdsearch train studies/quickstart --pick 1 --steps 2").returncode == 0
+    program = [sys.executable, "-c", f"{block}\nprint(student.config.num_labels)"]
+    done = subprocess.run(program, cwd=workplace, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "2", done.stderr
+
+
+def test_the_readme_s_own_study_is_one(tmp_path: Path) -> None:
+    (block,) = [block for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "my-teacher" in block]
+    (tmp_path / "studies").mkdir()
+    shutil.copytree(ROOT / "search_spaces", tmp_path / "search_spaces")
+    shape = {
+        "max_position_embeddings": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+    }
+    folder = tiny.save(tmp_path / "studies" / "my-teacher")
+    tiny.teacher(**shape).save_pretrained(folder)
+    texts, labels = tiny.texts(100)
+    tiny.write_csv(tmp_path / "studies" / "reviews.csv", {"text": texts, "label": labels})
+    (tmp_path / "studies" / "mine.yaml").write_text(block, encoding="utf-8")
+    study = check.open_files(tmp_path / "studies" / "mine.yaml")
+    assert study.spec.teacher.fine_tune is None
+    assert study.folder == tmp_path / "studies" / "mine"
 
 
 @pytest.fixture
@@ -137,6 +167,8 @@ def served(workplace: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     process.terminate()
     process.wait(timeout=20)
+    with socket.socket() as probe:  # the server does not outlive the command
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_the_dashboard_shows_the_study(served: str) -> None:

@@ -13,6 +13,7 @@ from kdsearch import records, search, search_space
 from kdsearch.candidate import from_dict
 from kdsearch.errors import UserError
 from kdsearch.records import COMPLETE, FAILED, REFUSED, Measurement
+from kdsearch.samplers import OfTheSpace, make_sampler
 from kdsearch.study_file import Search
 from tests import fake_search
 
@@ -139,7 +140,7 @@ def test_failing_trials_are_recorded_and_the_search_goes_on(tmp_path: Path) -> N
     assert [record.measurement.state for record in found] == [COMPLETE, FAILED, COMPLETE, FAILED, *[COMPLETE] * 4]
     assert "MemoryError: out of memory, says the test" in found[1].measurement.reason
     assert "sometimes" in found[1].measurement.traceback
-    assert "not finite" in found[3].measurement.reason
+    assert "not finite: accuracy nan, divergence None" in found[3].measurement.reason
     assert [trial.state.name for trial in study.trials][:4] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"]
 
 
@@ -200,8 +201,53 @@ def test_a_study_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     search.open_study(url, "fake", {"space": 1, "teacher": "a"})
     search.open_study(url, "fake", {"space": 1, "teacher": "a"})
+    study = search.open_study(url, "fake", {"space": 1, "teacher": "b"})  # nothing was tried yet: the file may be mended
+    study.ask()
     with pytest.raises(UserError, match="teacher differs"):
-        search.open_study(url, "fake", {"space": 1, "teacher": "b"})
+        search.open_study(url, "fake", {"space": 1, "teacher": "a"})
+
+
+def test_a_study_that_someone_else_made_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    optuna.create_study(storage=url, study_name="fake").ask()
+    with pytest.raises(UserError, match="its study 'fake' was not made by kdsearch"):
+        search.open_study(url, "fake", {})
+
+
+@pytest.mark.parametrize("url", ["nonsense://x", "not a url", "sqlite:////no/such/folder/study.db"])
+def test_a_storage_that_cannot_be_opened_is_the_user_s_to_mend(url: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be opened .*correct it with --storage"):
+        search.open_study(url, "fake", {})
+
+
+@pytest.mark.parametrize("sampler", ["gp", "nsga2"])
+def test_baselines_leave_the_model_based_samplers_a_common_space(tmp_path: Path, sampler: str) -> None:
+    """A trial without parameters among the complete ones would empty it, and every proposal would be random."""
+    fake_search.run(tmp_path, 10, sampler)
+    study = quiet_load(tmp_path)
+    assert sum("baseline" in trial.user_attrs for trial in study.trials) == 3
+    wrapped = OfTheSpace(make_sampler(Search(sampler=sampler, startup_trials=5), 0))  # pyright: ignore[reportArgumentType]
+    common = wrapped.infer_relative_search_space(study, study.trials[-1])
+    assert {"architecture.layers", "architecture.heads", "distillation", "training.learning_rate"} <= set(common)
+
+
+def test_a_retry_is_queued_once_and_whole_wherever_a_kill_falls(tmp_path: Path) -> None:
+    fake_search.run(tmp_path, 3)
+    study = quiet_load(tmp_path)
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    trial = study.ask()
+    candidate = search_space.suggest(fake_search.SPACE, trial)
+    trial.set_user_attr("candidate", candidate.to_dict())
+    study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, "retries": 1, "retry_of": trial.number})  # killed right after this
+    search.close_interrupted(study)
+    again = study.ask()  # the retry, killed while it asks for its second parameter
+    again.set_user_attr("candidate", candidate.to_dict())
+    again.suggest_int("architecture.layers", 1, 6)
+    search.close_interrupted(study)
+    search.close_interrupted(study)
+    (waiting,) = study.get_trials(states=[optuna.trial.TrialState.WAITING])
+    assert waiting.user_attrs["retries"] == 2
+    assert search_space.suggest(fake_search.SPACE, study.ask()) == candidate
 
 
 def test_the_budget_is_shared_by_all_sessions(tmp_path: Path) -> None:

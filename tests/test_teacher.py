@@ -77,8 +77,17 @@ def test_a_teacher_is_fine_tuned_once_and_then_reused(tmp_path: Path, rows: Pool
     assert (same_key, silence.of("fine-tuning")) == (key, 0)
     assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), again.parameters(), strict=True))
     assert again.config.id2label == {0: "negative", 1: "positive"}
-    assert [folder.name for folder in (cache / "teachers").iterdir()] == [key]
-    assert (cache / "teachers" / key / "tokenizer.json").is_file()
+    (kept,) = (cache / "teachers").iterdir()
+    assert (kept / "tokenizer.json").is_file()
+
+
+def test_a_kept_teacher_that_is_damaged_is_fine_tuned_again(tmp_path: Path, rows: Pool, cache: Path) -> None:
+    _, key, _ = load(TUNED, tmp_path, rows)
+    (weights,) = (cache / "teachers").glob("*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    _, again, events = load(TUNED, tmp_path, rows)
+    assert events.of("fine-tuning") > 0
+    assert again == key
 
 
 def test_word_embeddings_stay_when_the_study_freezes_them(tmp_path: Path, rows: Pool) -> None:
@@ -115,7 +124,7 @@ def test_the_key_follows_content_and_nothing_else(tmp_path: Path, rows: Pool) ->
     others = [
         load(quick.model_copy(update={"model": "other"}), tmp_path, rows)[1],
         load(quick, tmp_path, tiny.rows(tmp_path, train=46))[1],
-        load(Teacher(model="model", fine_tune=FineTune(epochs=0.2)), tmp_path, rows)[1],
+        load(Teacher(model="model", fine_tune=FineTune(epochs=2)), tmp_path, rows)[1],
         load(quick, tmp_path, rows, seed=1)[1],
         load(AS_IT_IS, tmp_path, rows)[1],
     ]
@@ -134,7 +143,9 @@ def test_a_model_without_a_head_gets_the_same_new_one_each_time(tmp_path: Path, 
 def test_weights_that_cannot_be_loaded_are_the_user_s_to_mend(tmp_path: Path, rows: Pool) -> None:
     tiny.save(tmp_path / "three", classes=3)
     with pytest.raises(UserError, match=r"'.*three' cannot be loaded as a classifier of 2 classes"):
-        load(Teacher(model="three"), tmp_path, rows)
+        load(Teacher(model="three", fine_tune=None), tmp_path, rows)
+    refitted, _, _ = load(Teacher(model="three", fine_tune=FineTune(epochs=0.1)), tmp_path, rows)
+    assert refitted.classifier.weight.shape[0] == 2  # fine-tuning makes a new head
     (tmp_path / "model" / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match=r"'.*model' cannot be loaded"):
         load(AS_IT_IS, tmp_path, rows)
@@ -153,6 +164,34 @@ def test_outputs_are_computed_once_and_then_read(tmp_path: Path, rows: Pool, cac
     assert len(list((cache / "outputs").iterdir())) == 1
 
 
+def test_of_rows_that_are_only_measured_nothing_but_logits_is_kept(tmp_path: Path, rows: Pool, cache: Path) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    found = teacher.outputs(model, key, rows, SIGNALS, "cpu", Events())
+    tokens = rows.encoded.offsets[len(rows.train) + len(rows.transfer)]
+    assert {signal: len(found.arrays[signal]) for signal in SIGNALS} == {
+        signal: len(rows.encoded) if signal == "logits" else tokens for signal in SIGNALS
+    }
+    every = teacher.predict(model, rows.encoded, np.arange(len(rows.encoded)), rows.pad_id, "cpu")
+    np.testing.assert_allclose(found.arrays["logits"], every, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "empty", "gone", "of another length"])
+@pytest.mark.parametrize("signal", ["logits", "hidden.2"])
+def test_a_damaged_cache_is_made_again_and_never_used(damage: str, signal: str, tmp_path: Path, rows: Pool, cache: Path) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    first = teacher.outputs(model, key, rows, SIGNALS, "cpu", Events())
+    expected = {name: np.array(array) for name, array in first.arrays.items()}
+    (file,) = (cache / "outputs").glob(f"*/{signal}.npy")
+    if damage == "gone":
+        file.unlink()
+    elif damage == "of another length":
+        np.save(file, expected[signal][:5])
+    else:
+        file.write_bytes(file.read_bytes()[: 200 if damage == "cut off" else 0])
+    again = teacher.outputs(model, key, rows, SIGNALS, "cpu", Events())
+    assert all(np.array_equal(again.arrays[name], expected[name]) for name in SIGNALS)
+
+
 @pytest.mark.parametrize("what", ["rows", "signals", "teacher"])
 def test_outputs_of_other_content_are_computed_anew_beside_the_old(what: str, tmp_path: Path, rows: Pool, cache: Path) -> None:
     model, key, _ = load(AS_IT_IS, tmp_path, rows)
@@ -169,7 +208,8 @@ def test_outputs_of_other_content_are_computed_anew_beside_the_old(what: str, tm
 def test_cached_outputs_are_those_of_a_forward_pass(tmp_path: Path, rows: Pool) -> None:
     model, key, _ = load(AS_IT_IS, tmp_path, rows)
     outputs = teacher.outputs(model, key, rows, SIGNALS, "cpu", Events())
-    some = np.random.default_rng(0).permutation(len(rows.encoded))[:9]  # other rows together than when they were computed
+    trained = len(rows.train) + len(rows.transfer)  # of the others only logits are kept
+    some = np.random.default_rng(0).permutation(trained)[:9]  # other rows together than when they were computed
     batch = collate(rows.encoded, some, rows.pad_id, torch.device("cpu"))
     with torch.inference_mode(), accelerator("cpu").autocast():
         direct = observe(model, batch, SIGNALS)
@@ -226,7 +266,7 @@ def test_outputs_that_fail_half_way_leave_nothing_that_could_be_taken_for_whole(
     [
         ("./absent", "teacher.model: './absent' does not exist"),
         ("package://no_such_package/model", "teacher.model: package://no_such_package/model: the Python package 'no_such_package' is not"),
-        ("empty", "teacher.model: 'empty' is not a Hugging Face model folder: it lacks config.json and model.safetensors"),
+        ("empty", "teacher.model: 'empty' is not a Hugging Face model folder: it lacks config.json, model.safetensors, tokenizer.json"),
         ("rows.csv", "teacher.model: 'rows.csv' is not a Hugging Face model folder"),
         ("no_weights", "teacher.model: 'no_weights' is not a Hugging Face model folder: it lacks model.safetensors"),
         ("not_json", "teacher.model: 'not_json' has no config.json that transformers can read"),
@@ -252,6 +292,8 @@ def test_a_teacher_that_cannot_be_used_is_told_before(model: str, expected: str,
         folder.mkdir()
         if config is not None:
             (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+        if name != "empty":
+            (folder / "vocab.txt").touch()
         if name not in ("empty", "no_weights"):
             (folder / "model.safetensors").touch()
     (message,) = teacher.mistakes(Teacher(model=model), tmp_path)

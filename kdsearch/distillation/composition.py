@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from kdsearch.candidate import Recipe, Term
 from kdsearch.distillation import losses
 from kdsearch.distillation.knowledge import KNOWLEDGE, Shapes, guess, signals_of, view
-from kdsearch.distillation.matching import matched, plan, shares
+from kdsearch.distillation.matching import matched, plan, require_plain, shares
 from kdsearch.tasks.batches import Batch
 
 Signals = dict[str, Tensor]
@@ -82,7 +83,7 @@ class Composition(nn.Module):
         now = {name: weight * SCHEDULES[schedule](progress) for name, (weight, schedule) in given.items()}
         return {name: weight for name, weight in now.items() if weight > 0 and self._in_stage(name, progress)}
 
-    def factors(self, weights: dict[str, float], means: dict[str, Tensor]) -> dict[str, Tensor | float]:
+    def factors(self, weights: dict[str, float], means: dict[str, Tensor]) -> dict[str, Any]:
         """What balances the losses, given their means over the batch."""
         if self.recipe.balance == "fixed":
             return dict.fromkeys(weights, 1.0)
@@ -90,8 +91,9 @@ class Composition(nn.Module):
         inverse = {name: 1 / mean.clamp(min=NEARLY_NOTHING * units[name]) for name, mean in means.items()}
         if self.recipe.balance == "equal":
             return {**inverse}
-        logits = [weights[name] * means[name] for name in weights if name != HARD and self._of_prediction(name)]
-        return {name: 1.0 if self._of_prediction(name) or not logits else sum(logits) * inverse[name] for name in weights}
+        logits = sum((weights[name] * means[name] for name in weights if name != HARD and self._of_prediction(name)), torch.zeros(()))
+        # Without a loss on the logits (in the first stage, or with labels only in a batch that has none) nothing is balanced.
+        return {name: 1.0 if self._of_prediction(name) or not logits > 0 else logits * inverse[name] for name in weights}
 
     def wanted(self, progress: float) -> tuple[frozenset[str], frozenset[str]]:
         """The student's and the teacher's signals that count at this share of the training."""
@@ -102,10 +104,15 @@ class Composition(nn.Module):
     def calibrate(self, told: Iterable[tuple[Signals, Batch]]) -> None:
         """Set the unit of every loss: its mean over what the teacher told, for a student that says the teacher's mean everywhere.
 
-        The unit of the labels is the cross-entropy of even odds, ln C.
+        The unit of the labels is the cross-entropy of even odds, ln C. A loss that needs labels is measured on batches that have some.
         """
-        found = [{name: self._guessing(term, teacher, batch) for name, term in self.terms.items()} for teacher, batch in told]
-        means = {name: sum(unit[name] for unit in found) / len(found) for name in self.terms}
+        found: dict[str, list[float]] = {name: [] for name in self.terms}
+        for teacher, batch in told:
+            labelled = bool((batch.labels >= 0).any())
+            for name, term in self.terms.items():
+                if labelled or "labels" not in KNOWLEDGE[term.knowledge].wants:
+                    found[name].append(self._guessing(term, teacher, batch))
+        means = {name: sum(units) / len(units) for name, units in found.items() if units}
         # A teacher that says the same everywhere leaves nothing to be learned, nor to be divided by.
         self.units |= {name: mean if mean > torch.finfo(torch.float32).eps else 1.0 for name, mean in means.items()}
 
@@ -123,6 +130,7 @@ class Composition(nn.Module):
         of_student = {i: view(knowledge.view, student, i, shape.student, batch, project) for i in {pair.student for pair in pairs}}
         of_teacher = {j: view(knowledge.view, teacher, j, shape.teacher, batch) for j in {pair.teacher for pair in pairs}}
         if knowledge.view == "layers":
+            require_plain(matching, pairs)
             stacked = (torch.stack([of_student[pair.student] for pair in pairs]), torch.stack([of_teacher[pair.teacher] for pair in pairs]))
             return loss(*stacked)
         return matched(matching, pairs, loss, of_student, of_teacher)

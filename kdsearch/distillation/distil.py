@@ -44,8 +44,9 @@ def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesso
     student.to(helper.device).eval()
     student.get_submodule(family_of(student.config).embedding_path).requires_grad_(training.train_embeddings)
     # Labels alone learn nothing from text without labels.
-    share = training.transfer_share if candidate.distillation.terms else 0.0
-    if candidate.distillation.terms:
+    recipe = candidate.distillation
+    share = training.transfer_share if recipe.terms else 0.0
+    if recipe.terms and (recipe.scale != "raw" or recipe.balance != "fixed"):
         some = islice(batches(lesson, share), CALIBRATION_BATCHES)
         composition.calibrate((lesson.teacher_of(composition.teacher_signals, batch), batch) for batch in some)
 

@@ -62,6 +62,9 @@ def plan(matching: str | Sequence[Sequence[float]], student_layers: int, teacher
     """
     if isinstance(matching, str):
         pairs = named(matching).rule(student_layers, teacher_layers, random.Random(f"{seed} {epoch}"))
+    elif not isinstance(matching, Sequence):
+        named(str(matching))
+        pairs = []
     else:
         pairs = _explicit(matching, student_layers, teacher_layers)
     total = sum(pair.weight for pair in pairs)
@@ -97,7 +100,20 @@ def matched(
         teacher: state by layer; only :func:`required_layers` need be there.
     """
     combine = named(matching).combine if isinstance(matching, str) else weighted_losses
-    return combine(pairs, loss, student, teacher)
+    # Autocast would round the mixes of layers and the flow of a transport; what is compared is float32.
+    with torch.autocast(_device(student[pairs[0].student]), enabled=False):
+        return combine(pairs, loss, student, teacher)
+
+
+def _device(state: Any) -> str:
+    return (state if isinstance(state, Tensor) else state[0]).device.type
+
+
+def require_plain(matching: str | Sequence[Sequence[float]], pairs: Sequence[Pair]) -> None:
+    """Refuse, for a loss of all matched layers at once, what only a loss of each pair can do: mixing, transport, unequal weights."""
+    combine = named(matching).combine if isinstance(matching, str) else weighted_losses
+    if combine is not weighted_losses or len({round(pair.weight, 6) for pair in pairs}) > 1:
+        raise ValueError(f"this loss stacks the matched layers, which needs pairs of equal weight; got {matching!r}; use uniform")
 
 
 # --- rules: which pairs -----------------------------------------------------------------------------------------------------------
@@ -193,7 +209,7 @@ def loss_of_mean(pairs: Sequence[Pair], loss: Loss, student: States, teacher: St
     total = torch.zeros(())
     for i in sorted({pair.student for pair in pairs}):
         share = sum(pair.weight for pair in pairs if pair.student == i)
-        mean = sum(pair.weight / share * _mixable(teacher[pair.teacher]).float() for pair in pairs if pair.student == i)
+        mean = sum(pair.weight / share * _mixable(teacher[pair.teacher]) for pair in pairs if pair.student == i)
         total = share * loss(student[i], mean) + total
     return total
 
@@ -216,7 +232,7 @@ def loss_of_attention(pairs: Sequence[Pair], loss: Loss, student: States, teache
     arXiv 2012.14022, section 3.
     """
     rows, columns = _layers(pairs)
-    taught = torch.stack([_mixable(teacher[j]) for j in columns], dim=1).float()
+    taught = torch.stack([_mixable(teacher[j]) for j in columns], dim=1)
     vectors = torch.stack([_mixable(student[i])[:, 0] for i in rows], dim=1)
     weights = attention(vectors, taught[:, :, 0])
     mixes = torch.einsum("bij,bj...->bi...", weights, taught)
@@ -286,6 +302,10 @@ def named(name: str) -> Matching:
 
 def _explicit(entries: Sequence[Sequence[float]], student_layers: int, teacher_layers: int) -> list[Pair]:
     """Listed pairs with listed weights (DistilXLSR: Wang et al. 2023); -1 is a model's last layer, so that a list fits any depth."""
+    if any(len(entry) not in (2, 3) or any(int(layer) != layer for layer in entry[:2]) for entry in entries):
+        raise ValueError(
+            f"a list of matches needs [student, teacher] or [student, teacher, weight], layers as whole numbers; got {entries}"
+        )
     named_layers = [Pair(int(entry[0]), int(entry[1]), *map(float, entry[2:3])) for entry in entries]
     pairs = [Pair(_from_end(p.student, student_layers), _from_end(p.teacher, teacher_layers), p.weight) for p in named_layers]
     inside = [0 <= p.student < student_layers and 0 <= p.teacher < teacher_layers and p.weight > 0 for p in pairs]
@@ -313,9 +333,7 @@ def _at_most(student_layers: int, teacher_layers: int, name: str) -> None:
 
 
 def _mixable(state: Any) -> Tensor:
-    if not isinstance(state, Tensor):
-        kind = type(state).__name__
-        raise ValueError(
-            f"this matching mixes the states of layers, which must be tensors; got {kind}; use a matching of pairs, as uniform"
-        )
-    return state
+    if not isinstance(state, Tensor) or state.ndim != 3:
+        kind = f"a tensor of {state.ndim} axes" if isinstance(state, Tensor) else type(state).__name__
+        raise ValueError(f"this matching mixes hidden states of layers, (batch, seq, dim); got {kind}; use a matching of pairs, as uniform")
+    return state.float()

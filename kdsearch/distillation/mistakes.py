@@ -24,12 +24,7 @@ def recipe_mistakes(recipe: Recipe, shapes: Shapes) -> list[str]:
         if not _is_number(value) or not 0 <= value < float("inf")
     ]
     messages += _option_mistakes(recipe)
-    for term in recipe.terms:
-        if term.knowledge not in KNOWLEDGE:
-            messages.append(unknown("knowledge type", term.knowledge, list(KNOWLEDGE)))
-            continue
-        known = KNOWLEDGE[term.knowledge].knobs
-        messages += [f"{term.name}: {unknown('knob', name, [*known, 'weight', 'schedule'])}" for name, _ in term.knobs if name not in known]
+    messages += [message for term in recipe.terms for message in _knob_mistakes(term)]
     if not messages:
         messages = _part_mistakes(recipe)
     if not messages:
@@ -45,6 +40,18 @@ def token_mistakes(recipe: Recipe, vocabulary: object, lossless: int) -> list[st
         f"tokenises the task's texts otherwise than the teacher; use {', '.join(known)}, or a vocabulary of at least {lossless}, or null"
         for term in recipe.terms
         if KNOWLEDGE[term.knowledge].of_tokens
+    ]
+
+
+def _knob_mistakes(term: Term) -> list[str]:
+    if not isinstance(term.knowledge, str) or term.knowledge not in KNOWLEDGE:
+        return [unknown("knowledge type", term.knowledge, list(KNOWLEDGE))]
+    known = KNOWLEDGE[term.knowledge].knobs
+    messages = [f"{term.name}: {unknown('knob', name, [*known, 'weight', 'schedule'])}" for name, _ in term.knobs if name not in known]
+    return messages + [
+        f"{term.name}.{name}: must be a finite number, 0 or more; the value is {value!r}; correct it"
+        for name, value in term.knobs
+        if name in known and name != "matching" and value is not None and (not _is_number(value) or not 0 <= value < float("inf"))
     ]
 
 

@@ -1,5 +1,6 @@
 """Optuna Dashboard on a study: a note per trial, the feasible front as a figure, and the server on this machine only."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def note(record: Record, facts: dict[str, Any]) -> str:
     if found.reason:
         lines.append(f"{'Refused' if found.state == REFUSED else 'Reason'}: {found.reason}")
     if found.state == COMPLETE and not record.feasible:
-        lines.append("Breaks a limit of the study: trained as a yardstick, never on the front.")
+        lines.append("Breaks a limit of the study, so it is never on the front.")
     lines += [in_words(from_dict(record.candidate)).replace("; ", "  \n"), _measured(record, teacher)]
     return "\n\n".join(line for line in lines if line)
 
@@ -62,6 +63,7 @@ def serve(folder: StudyFolder, storage: str, host: str = "127.0.0.1", port: int 
     Raises:
         UserError: there is no study in the storage, or the port is taken.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server must not outlive this process
     server = start(folder, storage, host, port)
     print(f"http://{host}:{port}/dashboard  (Ctrl-C stops it)", flush=True)
     try:

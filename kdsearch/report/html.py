@@ -69,7 +69,7 @@ def _cards(folder: StudyFolder) -> str:
             f'<div class="card"><h3>{name} <span>{what[name]}</span></h3><p class="big">{_number(row.faster, ".1f")}× faster</p>'
             f"<p>accuracy {_with_error(row.accuracy, row.accuracy_se)}<br>"
             f"{_millions(row.parameters)} parameters, trial {trial}</p>"
-            f"<code>kdsearch train {escape(folder.path.name)} --pick {name}</code></div>"
+            f"<code>kdsearch train {_place(folder)} --pick {name}</code></div>"
         )
     return f'<div class="cards">{"".join(found)}</div>' if found else ""
 
@@ -118,9 +118,14 @@ def _front(folder: StudyFolder) -> str:
     )
 
 
+def _place(folder: StudyFolder) -> str:
+    """The study's folder as a command names it from where its parent stands."""
+    return escape(f"{folder.path.parent.name}/{folder.path.name}")
+
+
 def _exports(folder: StudyFolder) -> str:
     if not folder.exports:
-        command = f"<code>kdsearch train {escape(folder.path.name)} --pick knee</code>"
+        command = f"<code>kdsearch train {_place(folder)} --pick knee</code>"
         return f"<p>None yet. {command} distils a pick at full length and exports it.</p>"
     head = ("trial", "steps", "validation accuracy", "test accuracy", "teacher's test accuracy", "faster")
     cells = [

@@ -34,7 +34,7 @@ def load(path: Path) -> StudyFolder:
     facts = _read(folder / "study.json", json.loads)
     trials = folder / "trials.jsonl"
     found = _read(trials, lambda _: records.read(trials)) if trials.is_file() else []
-    exports = [_read(result, json.loads) for result in folder.glob("exports/*/result.json")]
+    exports = [_read(result, json.loads) for result in folder.glob("exports/[0-9]*/result.json")]
     return StudyFolder(folder, facts, found, sorted(exports, key=lambda export: export["trial"]))
 
 

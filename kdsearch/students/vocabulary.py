@@ -22,9 +22,10 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kdsearch.errors import UserError
+from kdsearch.students.families import family_of
 
 MODELS = ("WordPiece", "BPE", "Unigram")
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -107,6 +108,19 @@ def mistakes(size: object, ranking: Ranking) -> list[str]:
     return []
 
 
+def padding_mistakes(config: PretrainedConfig, tokenizer: Any, teacher_tokenizer: Any) -> list[str]:
+    """Why a tokenizer cannot serve a family that counts positions from its padding's id (RoBERTa and its kin); empty when it can."""
+    if not family_of(config).position_offset or config.pad_token_id is None:
+        return []
+    new = np.flatnonzero(teacher_ids(tokenizer, teacher_tokenizer) == config.pad_token_id).tolist()
+    if new == [config.pad_token_id]:
+        return []
+    return [
+        f"architecture.vocabulary: {config.model_type} models count positions from the padding's id, {config.pad_token_id}, which must "
+        f"stay (in a smaller vocabulary it would be {new[0] if new else 'gone'}); leave vocabulary out of the search space"
+    ]
+
+
 def reduce(tokenizer: Any, tokens: Iterable[str]) -> PreTrainedTokenizerFast:
     """The fast tokenizer of these of its tokens alone (a beginning of its :class:`Ranking`), numbered from 0 in the order of the old ids.
 
@@ -162,7 +176,12 @@ def with_vocabulary(teacher: PreTrainedModel, tokenizer: Any, teacher_tokenizer:
     """The teacher with a tokenizer's vocabulary in place of its own: what a student of that vocabulary is cut from.
 
     Every weight but the word embeddings is shared with the teacher, not copied; the config's token ids are the new ones.
+
+    Raises:
+        UserError: the family counts positions from the padding's id, and that would change.
     """
+    if messages := padding_mistakes(teacher.config, tokenizer, teacher_tokenizer):
+        raise UserError(messages)
     shared = {id(weight): weight for weight in chain(teacher.parameters(), teacher.buffers())}
     model, words = copy.deepcopy(teacher, shared), teacher.get_input_embeddings()
     assert isinstance(words, nn.Embedding)

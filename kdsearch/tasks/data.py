@@ -46,15 +46,15 @@ class TaskData:
         return float(np.bincount(self.validation.labels or [0]).max() / max(1, len(self.validation.texts)))
 
 
-def load(task: Task, base: Path) -> TaskData:
-    """Read, filter and split the task's data; the same seed gives the same rows.
+def load(task: Task, base: Path, order: list[str] | None = None) -> TaskData:
+    """Read, filter and split the task's data; the same seed gives the same rows. ``order``: the names of the classes, as logits have them.
 
     Raises:
         UserError: a file or a column that is missing, no row left by ``where``, fewer than two classes, a class too small to split.
     """
     rows = _keep(read(task.data, base), task.where, "task")
     _need_columns(rows, [task.text, task.label], "task", task.data)
-    labelled, classes = _labelled(rows, task)
+    labelled, classes = _labelled(rows, task, order)
     train, validation, test = _split(labelled, classes, task)
     known = {*train.texts, *validation.texts, *test.texts}
     transfer, held_out = _transfer(task.transfer, base, task.split.seed, known) if task.transfer else ([], [])
@@ -98,6 +98,7 @@ def mistakes(task: Task, base: Path) -> list[str]:
         try:
             rows = read(name, base)
             _need_columns(rows, [*columns, *where], key, name)
+            _need_text(rows, columns[0], key, name)
             rows = _keep(rows, where, key)
             if key == "task":
                 _split(*_labelled(rows, task), task)
@@ -159,6 +160,12 @@ def _need_columns(rows: Dataset, columns: list[str], key: str, name: str) -> Non
         raise UserError(messages)
 
 
+def _need_text(rows: Dataset, column: str, key: str, name: str) -> None:
+    found = next((value for value in rows[column] if value is not None), None)
+    if found is not None and not isinstance(found, str):
+        raise UserError(f"{key}: {name}: the column '{column}' must hold text; its first value is {found!r}; name another column")
+
+
 def _keep(rows: Dataset, where: dict[str, Any], key: str) -> Dataset:
     for column, value in where.items():
         _need_columns(rows, [column], key, "where")
@@ -170,8 +177,8 @@ def _keep(rows: Dataset, where: dict[str, Any], key: str) -> Dataset:
     return rows
 
 
-def _labelled(rows: Dataset, task: Task) -> tuple[Rows, list[str]]:
-    """The rows that have a text and a label, and the names of the classes."""
+def _labelled(rows: Dataset, task: Task, order: list[str] | None = None) -> tuple[Rows, list[str]]:
+    """The rows that have a text and a label, and the names of the classes: in this order, where it names the same ones."""
     values, texts = list(rows[task.label]), list(rows[task.text])
     keep = [i for i, (text, value) in enumerate(zip(texts, values, strict=True)) if text and str(text).strip() and value is not None]
     feature = rows.features[task.label]
@@ -181,6 +188,9 @@ def _labelled(rows: Dataset, task: Task) -> tuple[Rows, list[str]]:
         raise UserError(
             f"task.label: a classification needs 2 to 1000 classes; column '{task.label}' has {len(kinds)}; name another column"
         )
+    names = [str(kind) for kind in (names or kinds)]
+    if order and set(order) == set(names):
+        kinds, names = [kinds[names.index(name)] for name in order], order
     index = {kind: i for i, kind in enumerate(kinds)}
     labels = [index[values[i]] for i in keep]
     counts = np.bincount(labels, minlength=len(kinds))
@@ -189,7 +199,7 @@ def _labelled(rows: Dataset, task: Task) -> tuple[Rows, list[str]]:
         raise UserError(
             f"task.label: each class needs a row in validation and in test; too few rows of {', '.join(small)}; drop or merge them"
         )
-    return Rows([str(texts[i]) for i in keep], labels), [str(kind) for kind in (names or kinds)]
+    return Rows([str(texts[i]) for i in keep], labels), names
 
 
 def _transfer(spec: Transfer, base: Path, seed: int, known: set[str]) -> tuple[list[str], list[str]]:
@@ -199,7 +209,7 @@ def _transfer(spec: Transfer, base: Path, seed: int, known: set[str]) -> tuple[l
     column, seen, drawn, row_of = rows[spec.text], set(known), [], []
     wanted = spec.train + spec.held_out
     for row in np.random.default_rng(seed).permutation(len(rows)).tolist():
-        for text in sentences(column[row]) if spec.sentences else [column[row]]:
+        for text in sentences(column[row] or "") if spec.sentences else [column[row]]:
             if text and text not in seen:
                 seen.add(text)
                 drawn.append(text)

@@ -164,8 +164,39 @@ def test_attention_refuses_vectors_of_unlike_sizes():
 @pytest.mark.parametrize("name", ["block_mean", "attention"])
 def test_what_cannot_be_mixed_is_refused(name: str):
     state = QKV(*torch.randn(3, 3, 2, 4, 6))
-    with pytest.raises(ValueError, match="must be tensors; got QKV; use a matching of pairs"):
+    with pytest.raises(ValueError, match=r"mixes hidden states of layers, \(batch, seq, dim\); got QKV; use a matching of pairs"):
         matched(name, plan(name, 1, 2), partial(losses.minilm, mask=MASK), [state], [state, state])
+
+
+@pytest.mark.parametrize("name", ["block_mean", "attention"])
+@pytest.mark.parametrize("axes", [2, 4])
+def test_only_hidden_states_are_mixed(name: str, axes: int):
+    state = torch.randn(*(3,) * axes)
+    with pytest.raises(ValueError, match=f"got a tensor of {axes} axes; use a matching of pairs"):
+        matched(name, plan(name, 1, 2), lambda s, t: (s - t).flatten(1).sum(1), [state], [state, state])
+
+
+def test_a_loss_of_all_layers_at_once_takes_pairs_of_equal_weight_only():
+    for matching_ in ("uniform", "last2", "random", [(0, 1), (1, 2)]):
+        matching.require_plain(matching_, plan(matching_, 2, 4))
+    for matching_ in ("emd", "attention", "block_mean", [(0, 1), (1, 2, 2.0)]):
+        with pytest.raises(ValueError, match=r"stacks the matched layers, which needs pairs of equal weight; got .*; use uniform"):
+            matching.require_plain(matching_, plan(matching_, 2, 4))
+
+
+@pytest.mark.parametrize("entries", [[(0.5, 1)], [(0,)], [(0, 1, 1.0, 2.0)]])
+@pytest.mark.usefixtures("as_installed")
+def test_a_list_that_is_no_list_of_pairs_is_refused(entries: list[tuple[float, ...]]):
+    with pytest.raises(ValueError, match="layers as whole numbers; got"):
+        plan(entries, 2, 12)
+
+
+@pytest.mark.parametrize("name", ["emd", "attention", "block_mean", "uniform"])
+def test_autocast_does_not_round_what_is_matched(name: str):
+    student, teacher = states(0, 3), states(1, 6)
+    exact = matched(name, plan(name, 3, 6), LOSS, student, teacher)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(matched(name, plan(name, 3, 6), LOSS, student, teacher), exact)
 
 
 @settings(max_examples=20, deadline=None)

@@ -30,7 +30,7 @@ def free_port():
 
 def test_notes_say_what_was_found(study):
     notes = {record.trial: dashboard.note(record, FACTS) for record in study.records}
-    assert notes[1].startswith("**complete**, baseline distilbert\n\nBreaks a limit of the study: trained as a yardstick")
+    assert notes[1].startswith("**complete**, baseline distilbert\n\nBreaks a limit of the study, so it is never on the front.")
     assert f"| accuracy | {study.records[1].measurement.accuracy:.4f} ± 0.0122 | 0.8710 ± 0.0090 |" in notes[1]
     assert "Reason: RuntimeError: <b>out of memory</b>" in notes[20]
     assert "The same student as trial 24" in notes[25]

@@ -41,7 +41,7 @@ def test_a_narrowed_config_keeps_everything_else_and_leaves_the_teacher_alone() 
 
 
 def test_a_smaller_vocabulary_has_no_token_id_beyond_it() -> None:
-    narrowed = narrow(tiny.config(pad_token_id=3, eos_token_id=90), Architecture(1, 2, 6, 2, 50))
+    narrowed = narrow(tiny.config(pad_token_id=3, eos_token_id=90), Architecture(1, 2, 6, 2, vocabulary=50))
     assert (narrowed.vocab_size, narrowed.pad_token_id, narrowed.eos_token_id) == (50, 3, None)
 
 

@@ -60,7 +60,7 @@ def first_token(states: Float[Tensor, "batch seq dim"], mask: Mask) -> Float[Ten
 
 def mean_token(states: Float[Tensor, "batch seq dim"], mask: Mask) -> Float[Tensor, "batch dim"]:
     """Mean state of the tokens of each example, padding excluded."""
-    return without_padding(states, mask).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    return without_padding(states.float(), mask).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def require_equal(what: str, student: int, teacher: int, fix: str) -> None:
