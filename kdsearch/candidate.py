@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+OTHER_MODELS = ("pretrained", "distilled")
 COMPOSITION = ("hard_schedule", "switch", "balance", "scale")
 
 
@@ -39,10 +40,20 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Initialization:
-    """Which teacher layers (by name, or one for each student layer) start the student's, and how a wider tensor is cut to a narrower."""
+    """Which teacher layers (by name, or one for each student layer) start the student's, and how a wider tensor is cut to a narrower.
+
+    ``model`` is what a student starts from in the teacher's place where ``layers`` is "pretrained" (a model folder or a Hub id) or
+    "distilled" (an export of an earlier study); without meaning otherwise.
+    """
 
     layers: str | tuple[int, ...] = "uniform"
     width: str = "slice"
+    model: str | None = None
+
+    @property
+    def other_model(self) -> str | None:
+        """The model that the student starts from, where it is not the teacher."""
+        return self.model if self.layers in OTHER_MODELS else None
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain data, the form that stands in ``trials.jsonl``; inverse of :func:`from_dict`."""
-        recipe = self.distillation
+        recipe, start = self.distillation, self.initialization
         told: dict[str, Any] = {"name": recipe.name, "hard_weight": recipe.hard_weight, **_chosen(recipe, COMPOSITION)}
         for term in recipe.terms:
             told[term.name] = {"weight": term.weight, **_chosen(term, ("schedule",)), **dict(term.knobs)}
@@ -110,7 +121,7 @@ class Candidate:
                 told[term.name]["knowledge"] = term.knowledge
         return {
             "architecture": {name: value for name, value in asdict(self.architecture).items() if value is not None},
-            "initialization": asdict(self.initialization),
+            "initialization": {"layers": start.layers, "width": start.width, **({"model": start.model} if start.other_model else {})},
             "distillation": told,
             "training": asdict(self.training),
         }

@@ -34,7 +34,7 @@ from kdsearch.students.families import (
     teacher_mistakes,
     tensors_of,
 )
-from kdsearch.students.initialize import LAYERS, teacher_layers
+from kdsearch.students.initialize import BY_PLACE, teacher_layers
 from tests.students import tiny_families
 from tests.students.tiny_families import CONFIGS, logits, teacher
 
@@ -67,7 +67,7 @@ def test_every_tensor_is_named_with_its_shape(name: str) -> None:
 
 @every_family
 @settings(max_examples=10, deadline=None)
-@given(random=RANDOM, layers=st.sampled_from(LAYERS))
+@given(random=RANDOM, layers=st.sampled_from(BY_PLACE))
 def test_a_sampled_student_has_the_parameters_of_arithmetic_and_trains(name: str, random: Random, layers: str) -> None:
     shape = tiny_families.architecture(name, random)
     student = build(teacher(name), Candidate(shape, Initialization(layers)), seed=0)
@@ -129,7 +129,7 @@ def test_a_copied_layer_is_the_teacher_s_bit_for_bit(name: str, layers: str | tu
     chosen, source = teacher_layers(layers, 2, 4), teacher(name).state_dict()
     path = re.escape(family_of(CONFIGS[name]).layer_path)
     for tensor, found in build(teacher(name), Candidate(shape, Initialization(layers)), seed=0).state_dict().items():
-        origin = re.sub(rf"^{path}\.(\d)", lambda place: place[0][:-1] + str(chosen[int(place[1])]), tensor)
+        origin = re.sub(rf"^{path}\.(\d)", lambda place: place[0][:-1] + str(chosen[int(place[1])][0]), tensor)
         if origin not in family_of(CONFIGS[name]).absent:
             assert torch.equal(found, source[origin]), tensor
 

@@ -10,7 +10,7 @@ from kdsearch.candidate import Architecture, Candidate, Initialization
 from kdsearch.errors import UserError
 from kdsearch.students.build import build
 from kdsearch.students.families import architecture_of, family_of, mistakes, narrow, teacher_mistakes
-from kdsearch.students.initialize import LAYERS
+from kdsearch.students.initialize import BY_PLACE
 from tests import tiny
 from tests.students.tiny_families import CONFIGS
 
@@ -46,7 +46,7 @@ def test_a_smaller_vocabulary_has_no_token_id_beyond_it() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(SHAPES, st.sampled_from(LAYERS))
+@given(SHAPES, st.sampled_from(BY_PLACE))
 def test_a_shape_without_mistakes_can_be_built_and_another_cannot_be_cut(shape: Architecture, layers: str) -> None:
     found = mistakes(shape, TEACHER.config)
     fits = 1 <= shape.layers <= 4 and 1 <= shape.heads <= 4 and 1 <= shape.head_size <= 12 and shape.ffn_ratio > 0 and shape.ffn <= 192

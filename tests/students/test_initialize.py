@@ -12,7 +12,7 @@ from kdsearch.candidate import Architecture, Candidate, Initialization
 from kdsearch.distillation.matching import plan
 from kdsearch.students.build import build
 from kdsearch.students.families import family_of, narrow
-from kdsearch.students.initialize import LAYERS, leading_heads, teacher_layers
+from kdsearch.students.initialize import BY_PLACE, leading_heads, teacher_layers
 from tests import tiny
 from tests.students import tiny_families
 
@@ -49,21 +49,25 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
     ],
 )
 def test_layers_are_chosen_as_the_name_says(name: str | tuple[int, ...], student: int, teacher: int, expected: list[int]) -> None:
-    assert teacher_layers(name, student, teacher) == expected
+    assert teacher_layers(name, student, teacher) == [(layer,) for layer in expected]
 
 
 @given(st.integers(1, 48), st.integers(1, 48))
 def test_uniform_rises_ends_with_the_last_layer_and_agrees_with_the_matching_of_that_name(student: int, teacher: int) -> None:
     student, teacher = sorted((student, teacher))
-    chosen = teacher_layers("uniform", student, teacher)
+    chosen = [layer for (layer,) in teacher_layers("uniform", student, teacher)]
     assert chosen == sorted(set(chosen))
     assert chosen[-1] == teacher - 1
     assert min(chosen) >= 0
     assert chosen == [pair.teacher for pair in plan("uniform", student, teacher)]
+    groups = [(pair.student, pair.teacher) for pair in plan("block_mean", student, teacher)]
+    assert [(i, layer) for i, group in enumerate(teacher_layers("block_mean", student, teacher)) for layer in group] == groups
 
 
 def test_an_unknown_choice_is_refused() -> None:
-    with pytest.raises(ValueError, match="one of random, first, last, uniform, every_kth, or a list; the value is 'middle'"):
+    with pytest.raises(
+        ValueError, match=r"one of random, first, last, uniform, every_kth, block_mean, .* or a list; the value is 'middle'"
+    ):
         teacher_layers("middle", 2, 4)
     with pytest.raises(ValueError, match=r"one teacher layer for each of the student's 2; the value is \[1\]; give as many"):
         teacher_layers((1,), 2, 4)
@@ -135,7 +139,7 @@ def test_random_inherits_embeddings_pooler_and_head_and_no_layer() -> None:
     assert matrices == 4 * 6
 
 
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("layers", BY_PLACE)
 def test_only_random_layers_depend_on_the_seed(layers: str) -> None:
     one, other = (built(NARROW, layers, seed).state_dict() for seed in (0, 1))
     different = {name for name in one if not torch.equal(one[name], other[name])}

@@ -34,7 +34,9 @@ class Family:
     position_offset: the first so many rows of the position table stand for no position.
     head_size, also_width, per_layer: further fields to be kept consistent where the config has them; per_layer ones list a value a layer.
     rotary: queries and keys are turned by their position, dimension j together with j + head_size / 2.
+    rms: norms divide by the root mean square and do not subtract the mean.
     pre_norm: the norms stand before attention and FFN, and one more behind the last layer; otherwise behind each of the two.
+    Then a norm stands in the tables before the matrices that read it.
     autocast: False where transformers' code fails under bf16 autocast, so that the model always computes in float32.
     pads: the classifier looks for the last token that is not padding, so the config must name the padding.
 
@@ -65,6 +67,7 @@ class Family:
     also_width: tuple[str, ...] = ()
     per_layer: tuple[str, ...] = ("layer_types",)
     rotary: bool = False
+    rms: bool = False
     pre_norm: bool = False
     autocast: bool = True
     pads: bool = False

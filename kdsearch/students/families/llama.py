@@ -48,6 +48,7 @@ LLAMA = Family(
     kv_heads="num_key_value_heads",
     positions=None,
     rotary=True,
+    rms=True,
     pre_norm=True,
     pads=True,
 )
