@@ -5,7 +5,8 @@ With an orthonormal basis Q [d, d_S] each matrix that writes to the stream becom
 * exact, for activations of rank d_S, where a norm only reads the stream (norms before each block: Llama, Mistral, Qwen2, GPT-2, all but the
   embeddings' in ModernBERT). Its scale g is folded into the matrices that read it, and sqrt(d / d_S) stands for it, since the narrow norm
   divides by the root of d_S and not of d. LayerNorm subtracts the mean of the channels, so Q maps the direction (1, .., 1) to itself and
-  d_S - 1 components are left; its shift b goes to Q^T (b / g), and what that loses into the bias of the reading matrix, if it has one.
+  d_S - 1 components are left; its shift b becomes Q^T (b / g), and what that loses goes into the biases of the reading matrices; where
+  they have none, the shift is corrected by least squares (exact for a head of fewer classes than d_S).
 * an approximation where a norm's output is the stream (norms behind each block, as in BERT). Its scale would become Q^T diag(g) Q, which
   no LayerNorm has. A scale and a shift per component are fitted by least squares to the calibration tokens, from their first two moments,
   with the projected norm taken at its mean; exact only where g is one number and the activations have rank d_S.
@@ -120,6 +121,9 @@ def _folded(name: str, readers: list[tuple[str, int]], weights: dict[str, Tensor
     shift = _numbers(weights[_bias(name)]) if _bias(name) in weights else np.zeros(width)
     safe = np.where(np.abs(scale) > SMALL * np.abs(scale).max(), scale, np.inf)
     left = basis.T @ (shift / safe)
+    if unbiased := [_numbers(weights[reader].movedim(axis, -1)) for reader, axis in readers if _bias(reader) not in weights]:
+        answers = np.concatenate(unbiased)
+        left += np.linalg.lstsq(answers * scale @ basis, answers @ (shift - scale * (basis @ left)), rcond=None)[0]
     lost = torch.from_numpy(shift - scale * (basis @ left))
     found = {name: torch.full((kept,), float(np.sqrt(width / kept)), dtype=weights[name].dtype)}
     if _bias(name) in weights:

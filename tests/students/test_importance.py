@@ -136,7 +136,7 @@ def test_dead_heads_have_importance_0_and_nothing_is_lost_with_them(name: str) -
     lost = np.arange(group) + (0 if group == sizes["each_head"] else group)
     dead = (lost[:, None] * size + np.arange(size)).ravel()
     shared = family_of(CONFIGS[name]).kv_heads
-    model = changed(name, _without_values(name, lost, group, size)) if shared else silenced(name, "heads", dead)
+    model = changed(name, without_values(name, lost, group, size)) if shared else silenced(name, "heads", dead)
     found = calibrate(model, [tiny_families.batch(CONFIGS[name])])
     assert (found.heads[:, lost] == 0).all()
     assert (np.delete(found.heads, lost, axis=1) > 0).all()
@@ -148,8 +148,8 @@ def test_dead_heads_have_importance_0_and_nothing_is_lost_with_them(name: str) -
         assert chosen.tolist() == [head for head in range(4) if head not in lost]
 
 
-def _without_values(name: str, lost: np.ndarray, group: int, size: int) -> dict[str, torch.Tensor]:
-    rows = torch.arange(size) + int(lost[0]) // group * size
+def without_values(name: str, lost: np.ndarray, group: int, size: int) -> dict[str, torch.Tensor]:
+    rows = torch.from_numpy((np.unique(lost // group)[:, None] * size + np.arange(size)).ravel())
     values = {key: tensor.clone() for key, tensor in teacher(name).state_dict().items() if ".v_proj." in key}
     return {key: tensor.index_fill(0, rows, 0.0) for key, tensor in values.items()}
 
@@ -173,7 +173,7 @@ def test_an_identity_layer_has_block_importance_0_and_is_dropped_first(name: str
 
 
 def identity_layer(name: str, layer: int) -> dict[str, torch.Tensor]:
-    """What makes a layer hand on its input: its blocks say 0; where norms stand behind blocks, scale and shift are 1 and 0 from before it."""
+    """What makes a layer hand on its input: its blocks say 0; where norms stand behind blocks, scale 1 and shift 0 from before it on."""
     family, model, weights = family_of(CONFIGS[name]), teacher(name), {}
     for tensor, roles in tensors_of(CONFIGS[name]).items():
         place = tensor.removeprefix(f"{family.layer_path}.").partition(".")[0]
