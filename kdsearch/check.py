@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
-from kdsearch import cost, search_space, study_file, teacher
-from kdsearch.candidate import Architecture, Recipe
+from kdsearch import cost, search_space, starts, study_file, teacher
+from kdsearch.candidate import OTHER_MODELS, Architecture, Recipe
 from kdsearch.distillation.knowledge import shapes_of
 from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
 from kdsearch.resources import cache_folder
 from kdsearch.search_space import SearchSpace
-from kdsearch.students import reading, vocabulary
+from kdsearch.students import reading, rotation, vocabulary
 from kdsearch.students.families import depth_of, longest, narrow
 from kdsearch.students.families import mistakes as shape_mistakes
 from kdsearch.students.initialize import LAYERS, WIDTHS, teacher_layers
@@ -68,8 +68,7 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
             space = None
         config = AutoConfig.from_pretrained(teacher.source(right["teacher"], base), **known)
         messages += [f"{path}: {message}" for message in length_mistakes(right, config)]
-        messages += [f"{right['space']}: {message}" for message in (space_mistakes(space, config) if space else [])]
-        messages += [f"{right['space']}: {message}" for message in (position_mistakes(right, space) if space else [])]
+        messages += [f"{right['space']}: {message}" for message in (_mistakes_of(space, right, config, base) if space else [])]
         if space and "task" in right and not messages:
             messages += [f"{right['space']}: {message}" for message in vocabulary_mistakes(space, right["teacher"], right["task"], base)]
         if space and "limits" in right and not messages:
@@ -116,6 +115,10 @@ def refuse_unreachable(study: Study, path: Path) -> None:
         raise UserError(messages)
 
 
+def _mistakes_of(space: SearchSpace, right: dict[str, Any], config: PretrainedConfig, base: Path) -> list[str]:
+    return space_mistakes(space, config) + position_mistakes(right, space) + start_mistakes(space, right["teacher"], config, base)
+
+
 def space_mistakes(space: SearchSpace, config: PretrainedConfig) -> list[str]:
     """Why some candidate of the space could not be built or distilled: every architecture of its choices, with every recipe."""
     shapes, candidates = list(search_space.each_architecture(space)), list(search_space.each_branch(space))
@@ -125,12 +128,22 @@ def space_mistakes(space: SearchSpace, config: PretrainedConfig) -> list[str]:
         messages += _layer_mistakes(start.layers, shapes, config)
         if start.width not in WIDTHS:
             messages.append(f"initialization.width: must be one of {', '.join(WIDTHS)}; the value is {start.width!r}; correct it")
+        messages += rotation.mistakes(config) if start.width == "pca" else []
         if not isinstance(rate, int | float) or not 0 < rate < 1:
             messages.append(f"training.learning_rate: must lie between 0 and 1; the value is {rate!r}; correct it")
     if not messages:
         recipes = {str(candidate.distillation): candidate.distillation for candidate in candidates}
         messages = [message for recipe in recipes.values() for message in _recipe_mistakes(recipe, shapes, config)]
     return list(dict.fromkeys(messages))
+
+
+def start_mistakes(space: SearchSpace, spec: study_file.Teacher, config: PretrainedConfig, base: Path) -> list[str]:
+    """Models named in the teacher's place from which some student of the space could not start."""
+    drawn = {candidate.initialization for candidate in search_space.each_branch(space) if candidate.initialization.layers in OTHER_MODELS}
+    if not drawn:
+        return []
+    shapes, tokenizer = list(search_space.each_architecture(space)), teacher.load_tokenizer(spec, base)
+    return [message for start in sorted(drawn, key=str) for message in starts.mistakes(start, shapes, config, tokenizer, base)]
 
 
 def _layer_mistakes(choice: Any, shapes: list[Architecture], config: PretrainedConfig) -> list[str]:

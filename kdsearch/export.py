@@ -14,7 +14,6 @@ from kdsearch import objective, records, teacher
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.loop import Progress
 from kdsearch.objective import Bench, scores, silent
-from kdsearch.students.build import build
 from kdsearch.students.families import longest
 from kdsearch.target.latency import measure
 from kdsearch.tasks import metrics
@@ -39,8 +38,7 @@ def train(candidate: Candidate, trial: int, seed: int, bench: Bench, folder: Pat
         RuntimeError: the folder that was written does not give the trained student's tokens and logits back.
     """
     start, spec = time.perf_counter(), bench.spec
-    own = bench.reading(candidate.architecture.vocabulary).teacher
-    student = build(own, candidate, seed)  # the seed of the trial: what is random in the student is the same again
+    student = objective.started(candidate, bench, seed)  # the seed of the trial: what is random in the student is the same again
     objective.train(student, candidate, bench, spec.train, progress)
     place = folder / "exports" / str(trial)
     with teacher.written_aside(place) as aside:  # an older export of the trial stays whole until this one is

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from kdsearch import cost, teacher
+from kdsearch import calibration, cost, starts, teacher
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.distil import Lesson, TeacherOf, distil
 from kdsearch.distillation.knowledge import shapes_of, teacher_signals
@@ -23,6 +23,7 @@ from kdsearch.search_space import SearchSpace, depths, each_branch, vocabularies
 from kdsearch.students import reading
 from kdsearch.students.build import build
 from kdsearch.students.families import architecture_of, narrow
+from kdsearch.students.importance import Calibration
 from kdsearch.students.reading import Reading
 from kdsearch.students.vocabulary import Ranking
 from kdsearch.study_file import StudySpec, Training
@@ -53,6 +54,8 @@ class Bench:
     texts: TaskData
     reduces: bool = False
     readings: dict[int, Reading] = field(default_factory=dict)
+    base: Path = Path()
+    calibration: Calibration | None = None
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -80,7 +83,9 @@ def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candida
     outputs = teacher.outputs(model, key, rows, signals_of(space, extra, model.config), device, progress)
     facts, reduces = _facts(spec, model, rows, outputs, key), vocabularies(space) != [None]
     _refuse_guessing(spec, facts)
-    return Bench(spec, model, tokenizer, rows, outputs, facts, texts, reduces)
+    parts = calibration.parts_of(candidate.initialization for candidate in (*each_branch(space), *extra))
+    scores = calibration.load(model, rows, parts, seed, device, progress)
+    return Bench(spec, model, tokenizer, rows, outputs, facts, texts, reduces, base=base, calibration=scores)
 
 
 def _refuse_guessing(spec: StudySpec, facts: dict[str, Any]) -> None:
@@ -120,7 +125,7 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
     if messages := tokenised_otherwise(candidate, bench):
         over = (*excess(counted, bench), 1.0)
         return replace(counted, state=REFUSED, reason="; ".join(messages), violations=over, seconds=time.perf_counter() - start)
-    student = build(bench.reading(candidate.architecture.vocabulary).teacher, candidate, seed)
+    student = started(candidate, bench, seed)
     timed = _with_latency(counted, measure(student, bench.teacher, spec.target, seed))
     timed = replace(timed, violations=_violations(timed, bench))
     if (reason := broken(timed, bench)) and not train_anyway:
@@ -129,6 +134,13 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
     found = replace(timed, state=COMPLETE, **scores(student, bench, candidate.architecture.vocabulary), steps=spec.proxy.steps)
     over, reason = _violations(found, bench), broken(found, bench)
     return replace(found, violations=over, reason=reason, seconds=time.perf_counter() - start)
+
+
+def started(candidate: Candidate, bench: Bench, seed: int) -> PreTrainedModel:
+    """The untrained student, cut from the teacher or from the model that the candidate names in its place."""
+    own, model = bench.reading(candidate.architecture.vocabulary), candidate.initialization.other_model
+    other = starts.load(candidate.initialization, own, bench.reading(None), bench.rows.classes, bench.base) if model else own.teacher
+    return build(other, candidate, seed, bench.calibration)
 
 
 def train(student: PreTrainedModel, candidate: Candidate, bench: Bench, training: Training, progress: Progress = silent) -> None:

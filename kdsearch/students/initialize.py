@@ -76,7 +76,10 @@ def initialize(
     if initialization.width != "slice" and scores is None:
         raise ValueError(f"initialization.width {initialization.width!r} needs a calibration of the teacher")
     # Embeddings that no matrix projects are projected by the identity: a student that does project them starts with its part of it.
-    source = {family.projection: torch.eye(sizes_of(wide)["width"]), **teacher.state_dict()}
+    source = {
+        family.projection: torch.eye(sizes_of(wide)["width"]),
+        **{name: weight.cpu() for name, weight in teacher.state_dict().items()},
+    }
     keeps = {layers: keep_of(wide, narrow, layers, scores) for layers in {(), *chosen}}
     roles, sizes = tensors_of(narrow), sizes_of(wide)
     if initialization.width == "pca":
