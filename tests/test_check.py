@@ -20,6 +20,7 @@ from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
 from kdsearch.students.families import mistakes
+from kdsearch.students.initialize import BY_MEASURE, BY_PLACE, WIDTHS
 from kdsearch.study_file import Limits
 from kdsearch.tasks import data
 from tests import tiny
@@ -269,6 +270,15 @@ def test_a_space_with_a_candidate_that_cannot_be_trained_is_refused(sections: di
 def test_axes_of_a_family_and_a_list_of_layers_may_stand_in_a_space(folder: Path) -> None:
     space(folder, architecture={"layers": 2, "positions": {"choice": [32, 64]}}, initialization={"layers": {"choice": ["first", [0, 3]]}})
     assert check.open_files(folder / "study.yaml").space == search_space.load(folder / "space.yaml")
+
+
+def test_every_named_initialization_is_known_and_a_convolution_is_no_place_for_pca() -> None:
+    shape, start = {"layers": 2, "heads": 4, "head_size": 4, "ffn_ratio": 1}, {"layers": {"choice": [*BY_PLACE, *BY_MEASURE]}}
+    found = search_space.parse({"architecture": shape, "initialization": {**start, "width": {"choice": list(WIDTHS)}}})
+    for name in ("bert", "deberta-v3", "modernbert", "llama"):
+        assert check.space_mistakes(found, CONFIGS[name]) == []
+    (message,) = check.space_mistakes(found, CONFIGS["deberta-v2"])
+    assert message.startswith("initialization.width: pca cannot be used on this deberta-v2 teacher")
 
 
 def test_attention_of_a_family_that_hides_it_is_refused() -> None:
