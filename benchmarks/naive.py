@@ -286,7 +286,7 @@ def prepare(path: Path, steps: int, seed: int, candidates: list[Params], folder:
         start = time.perf_counter()
         outputs = teacher.outputs(guide, key, rows, signals(study.space, candidates, guide), device, objective.silent)
         cache_seconds = time.perf_counter() - start
-    bench = objective.Bench(spec.model_copy(update=changed), guide, tokenizer, rows, outputs, facts={})
+    bench = objective.Bench(spec.model_copy(update=changed), guide, tokenizer, rows, outputs, facts={}, texts=task)
     padded = [padded_rows(tokenizer, part, spec.task.max_length) for part in (task.train, task.validation)]
     return Work(study.space, bench, *padded, seed=seed), cache_seconds
 

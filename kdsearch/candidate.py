@@ -5,17 +5,27 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+OTHER_MODELS = ("pretrained", "distilled")
 COMPOSITION = ("hard_schedule", "switch", "balance", "scale")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The student's shape. Width is heads x head_size, so a width that its heads do not divide cannot be written down."""
+    """The student's shape. Width is heads x head_size, so a width that its heads do not divide cannot be written down.
+
+    What is None stays as the teacher's: ``kv_heads``, the heads of keys and values (as many heads share one); ``embedding``, the width of
+    factorised embeddings; ``positions``, the longest sequence in tokens; ``vocabulary``, the number of tokens, those that the task's texts
+    use most.
+    """
 
     layers: int
     heads: int
     head_size: int
     ffn_ratio: float
+    kv_heads: int | None = None
+    embedding: int | None = None
+    positions: int | None = None
+    vocabulary: int | None = None
 
     @property
     def width(self) -> int:
@@ -30,10 +40,20 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Initialization:
-    """Which teacher layers start the student's layers, and how a narrower tensor is cut out of a wider one."""
+    """Which teacher layers (by name, or one for each student layer) start the student's, and how a wider tensor is cut to a narrower.
 
-    layers: str = "uniform"
+    ``model`` is what a student starts from in the teacher's place where ``layers`` is "pretrained" (a model folder or a Hub id) or
+    "distilled" (an export of an earlier study); without meaning otherwise.
+    """
+
+    layers: str | tuple[int, ...] = "uniform"
     width: str = "slice"
+    model: str | None = None
+
+    @property
+    def other_model(self) -> str | None:
+        """The model that the student starts from, where it is not the teacher."""
+        return self.model if self.layers in OTHER_MODELS else None
 
 
 @dataclass(frozen=True)
@@ -93,15 +113,15 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain data, the form that stands in ``trials.jsonl``; inverse of :func:`from_dict`."""
-        recipe = self.distillation
+        recipe, start = self.distillation, self.initialization
         told: dict[str, Any] = {"name": recipe.name, "hard_weight": recipe.hard_weight, **_chosen(recipe, COMPOSITION)}
         for term in recipe.terms:
             told[term.name] = {"weight": term.weight, **_chosen(term, ("schedule",)), **dict(term.knobs)}
             if term.label:
                 told[term.name]["knowledge"] = term.knowledge
         return {
-            "architecture": asdict(self.architecture),
-            "initialization": asdict(self.initialization),
+            "architecture": {name: value for name, value in asdict(self.architecture).items() if value is not None},
+            "initialization": {"layers": start.layers, "width": start.width, **({"model": start.model} if start.other_model else {})},
             "distillation": told,
             "training": asdict(self.training),
         }
@@ -129,7 +149,7 @@ def from_dict(data: dict[str, Any]) -> Candidate:
     name = recipe.pop("name", "custom")
     return Candidate(
         architecture=Architecture(**data["architecture"]),
-        initialization=Initialization(**data.get("initialization", {})),
+        initialization=Initialization(**{key: _frozen(value) for key, value in data.get("initialization", {}).items()}),
         distillation=Recipe(name, terms=tuple(_term(key, dict(value or {})) for key, value in recipe.items()), **own),
         training=Training(**data.get("training", {})),
     )

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
-from kdsearch import cost, search_space, study_file, teacher
-from kdsearch.candidate import Architecture, Recipe
-from kdsearch.distillation.knowledge import Shapes
-from kdsearch.distillation.mistakes import recipe_mistakes
+from kdsearch import cost, search_space, starts, study_file, teacher
+from kdsearch.candidate import OTHER_MODELS, Architecture, Recipe
+from kdsearch.distillation.knowledge import shapes_of
+from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
 from kdsearch.resources import cache_folder
 from kdsearch.search_space import SearchSpace
-from kdsearch.students.families import architecture_of, classes_of, fixed_of, narrow
+from kdsearch.students import reading, rotation, vocabulary
+from kdsearch.students.families import depth_of, longest, narrow
 from kdsearch.students.families import mistakes as shape_mistakes
-from kdsearch.students.initialize import LAYERS, WIDTHS
+from kdsearch.students.initialize import LAYERS, WIDTHS, teacher_layers
 from kdsearch.study_file import StudySpec
 from kdsearch.target.latency import measure
 from kdsearch.tasks import data
@@ -67,7 +68,9 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
             space = None
         config = AutoConfig.from_pretrained(teacher.source(right["teacher"], base), **known)
         messages += [f"{path}: {message}" for message in length_mistakes(right, config)]
-        messages += [f"{right['space']}: {message}" for message in (space_mistakes(space, config) if space else [])]
+        messages += [f"{right['space']}: {message}" for message in (_mistakes_of(space, right, config, base) if space else [])]
+        if space and "task" in right and not messages:
+            messages += [f"{right['space']}: {message}" for message in vocabulary_mistakes(space, right["teacher"], right["task"], base)]
         if space and "limits" in right and not messages:
             messages += [f"{path}: {message}" for message in limit_mistakes(right["limits"], space, config)]
     folder = out.resolve() if out else base / right.get("name", path.stem)
@@ -112,16 +115,20 @@ def refuse_unreachable(study: Study, path: Path) -> None:
         raise UserError(messages)
 
 
+def _mistakes_of(space: SearchSpace, right: dict[str, Any], config: PretrainedConfig, base: Path) -> list[str]:
+    return space_mistakes(space, config) + position_mistakes(right, space) + start_mistakes(space, right["teacher"], config, base)
+
+
 def space_mistakes(space: SearchSpace, config: PretrainedConfig) -> list[str]:
     """Why some candidate of the space could not be built or distilled: every architecture of its choices, with every recipe."""
     shapes, candidates = list(search_space.each_architecture(space)), list(search_space.each_branch(space))
     messages = [message for shape in shapes for message in shape_mistakes(shape, config)]
     for candidate in candidates:
         start, rate = candidate.initialization, candidate.training.learning_rate
-        if start.layers not in LAYERS:
-            messages.append(f"initialization.layers: must be one of {', '.join(LAYERS)}; the value is {start.layers!r}; correct it")
+        messages += _layer_mistakes(start.layers, shapes, config)
         if start.width not in WIDTHS:
             messages.append(f"initialization.width: must be one of {', '.join(WIDTHS)}; the value is {start.width!r}; correct it")
+        messages += rotation.mistakes(config) if start.width == "pca" else []
         if not isinstance(rate, int | float) or not 0 < rate < 1:
             messages.append(f"training.learning_rate: must lie between 0 and 1; the value is {rate!r}; correct it")
     if not messages:
@@ -130,22 +137,71 @@ def space_mistakes(space: SearchSpace, config: PretrainedConfig) -> list[str]:
     return list(dict.fromkeys(messages))
 
 
+def start_mistakes(space: SearchSpace, spec: study_file.Teacher, config: PretrainedConfig, base: Path) -> list[str]:
+    """Models named in the teacher's place from which some student of the space could not start."""
+    drawn = {candidate.initialization for candidate in search_space.each_branch(space) if candidate.initialization.layers in OTHER_MODELS}
+    if not drawn:
+        return []
+    shapes, tokenizer = list(search_space.each_architecture(space)), teacher.load_tokenizer(spec, base)
+    return [message for start in sorted(drawn, key=str) for message in starts.mistakes(start, shapes, config, tokenizer, base)]
+
+
+def _layer_mistakes(choice: Any, shapes: list[Architecture], config: PretrainedConfig) -> list[str]:
+    if isinstance(choice, str) and choice in LAYERS:
+        return []
+    if not isinstance(choice, tuple):
+        return [f"initialization.layers: must be one of {', '.join(LAYERS)}, or a list; the value is {choice!r}; correct it"]
+    try:
+        for depth in sorted({shape.layers for shape in shapes if isinstance(shape.layers, int)}):
+            teacher_layers(choice, depth, depth_of(config))
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _lengths(right: dict[str, Any]) -> dict[str, int]:
+    return {
+        "task.max_length": right["task"].max_length if "task" in right else 0,
+        "target.sequence_length": right["target"].sequence_length if "target" in right else 0,
+    }
+
+
+def vocabulary_mistakes(space: SearchSpace, spec: study_file.Teacher, task: study_file.Task, base: Path) -> list[str]:
+    """Sizes of the vocabulary that cannot be made, or with which no recipe of the space could be used; the texts are read for it."""
+    sizes = [size for size in search_space.vocabularies(space) if size is not None]
+    if isinstance(space.tree["architecture"].get("vocabulary"), search_space.Int | search_space.Float):
+        return [
+            "architecture.vocabulary: must be null, a size or a choice of these, since the texts are tokenised for each; write a choice"
+        ]
+    if not sizes:
+        return []
+    tokenizer = teacher.load_tokenizer(spec, base)
+    try:
+        ranking = reading.rank(tokenizer, data.load(task, base), task.max_length)
+    except UserError as error:
+        return error.messages
+    least, config = vocabulary.reduce(tokenizer, ranking.tokens[: ranking.needed]), AutoConfig.from_pretrained(teacher.source(spec, base))
+    messages = [message for size in sizes for message in vocabulary.mistakes(size, ranking)]
+    messages += vocabulary.padding_mistakes(config, least, tokenizer)
+    recipes = {str(candidate.distillation): candidate.distillation for candidate in search_space.each_branch(space)}
+    if not messages and (smallest := min(sizes)) < ranking.lossless:
+        tried = [token_mistakes(recipe, smallest, ranking.lossless) for recipe in recipes.values()]
+        messages = [message for found in tried for message in found] if all(tried) else []
+    return messages
+
+
 def _recipe_mistakes(recipe: Recipe, shapes: list[Architecture], config: PretrainedConfig) -> list[str]:
     """Those of the first student that cannot be distilled so; what a loss compares has nothing to do with the FFN."""
-    teacher_shape, classes = architecture_of(config), classes_of(config)
     ends = {min(shape.layers for shape in shapes), max(shape.layers for shape in shapes)}
     distinct = {(shape.layers, shape.heads, shape.head_size): shape for shape in shapes if shape.layers in ends}
-    tried = (recipe_mistakes(recipe, Shapes(shape, teacher_shape, classes)) for shape in distinct.values())
+    tried = (recipe_mistakes(recipe, shapes_of(shape, config)) for shape in distinct.values())
     return next((found for found in tried if found), [])
 
 
 def length_mistakes(right: dict[str, Any], config: PretrainedConfig) -> list[str]:
     """Sequences of the study that are longer than the teacher's positions; batches are padded to a multiple of 8."""
-    lengths = {
-        "task.max_length": right["task"].max_length if "task" in right else 0,
-        "target.sequence_length": right["target"].sequence_length if "target" in right else 0,
-    }
-    most = config.max_position_embeddings // LENGTH_STEP * LENGTH_STEP
+    lengths = _lengths(right)
+    most = longest(config) // LENGTH_STEP * LENGTH_STEP
     return [
         f"{name}: must not exceed the teacher's {most} positions; the value is {value}; lower it"
         for name, value in lengths.items()
@@ -153,9 +209,22 @@ def length_mistakes(right: dict[str, Any], config: PretrainedConfig) -> list[str
     ]
 
 
+def position_mistakes(right: dict[str, Any], space: SearchSpace) -> list[str]:
+    """Students of the space that could not read the study's sequences."""
+    name, value = max(_lengths(right).items(), key=lambda item: item[1])
+    least = -(-value // LENGTH_STEP) * LENGTH_STEP
+    found = {shape.positions for shape in search_space.each_architecture(space) if isinstance(shape.positions, int)}
+    return [
+        f"architecture.positions: must be at least {least} for {name} {value} (batches are padded to a multiple of {LENGTH_STEP}); "
+        f"the value is {positions}; raise it or lower {name}"
+        for positions in sorted(found)
+        if positions < least
+    ]
+
+
 def limit_mistakes(limits: study_file.Limits, space: SearchSpace, config: PretrainedConfig) -> list[str]:
     """Limits that not even the smallest student of the space can meet."""
-    count = cost.parameters(search_space.smallest(space).architecture, fixed_of(config))
+    count = cost.parameters(narrow(config, search_space.smallest(space).architecture))
     rows = [("parameters", limits.parameters, count), ("megabytes", limits.megabytes, cost.weight_bytes(count) / 1e6)]
     return [
         f"limits.{name}: the smallest student of the space has {value:,.4g}, above the limit {limit:,.4g}; raise it or widen the space"

@@ -24,9 +24,9 @@ from kdsearch.errors import UserError
 from kdsearch.machine import accelerator
 from kdsearch.objective import Bench
 from kdsearch.report import dashboard, front, html, study_folder, tables
-from kdsearch.starts import starts
 from kdsearch.students.baselines import baselines
-from kdsearch.students.families import architecture_of
+from kdsearch.students.families import architecture_of, family_of
+from kdsearch.widest import widest
 
 PACKAGES = ("kdsearch-distill", "torch", "transformers", "optuna", "datasets", "accelerate", "scikit-learn", "plotly")
 # What a study's trials depend on: a study is only resumed with these unchanged.
@@ -58,7 +58,7 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
                 bench.facts["teacher"]["flops"],
                 study.folder,
                 lambda record: dashboard.note(record, bench.facts),
-                starts(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
+                widest(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
             )
 
             def evaluate(candidate: Candidate, seed: int, anyway: bool) -> records.Measurement:
@@ -164,7 +164,8 @@ def refuse_other_study(study: Study) -> None:
 
 def _baselines(study: Study) -> dict[str, Candidate]:
     config = AutoConfig.from_pretrained(teacher.source(study.spec.teacher, study.base))
-    return baselines(architecture_of(config)) if study.spec.search.baselines else {}
+    sees_attention = family_of(config).attention_path is not None
+    return baselines(architecture_of(config), attention=sees_attention) if study.spec.search.baselines else {}
 
 
 def _recorded(place: Path) -> tuple[Study, study_folder.StudyFolder]:

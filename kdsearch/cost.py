@@ -1,36 +1,42 @@
-"""Parameters, FLOPs and bytes of a BERT-like encoder with a classification head, by arithmetic, before anything is built."""
+"""Parameters, FLOPs and bytes of a classifier, by arithmetic over its family's table of tensors, before anything is built."""
 
-from dataclasses import dataclass
+from math import prod
 
-from kdsearch.candidate import Architecture
+from transformers import PretrainedConfig
 
+from kdsearch.students.families import axis_size, depth_of, family_of, sizes_of, tensors_of
 
-@dataclass(frozen=True)
-class Fixed:
-    """What a student keeps from its teacher: vocabulary, positions, token types, and the task's number of classes."""
-
-    vocabulary: int
-    positions: int
-    token_types: int
-    classes: int
+LOOKED_UP = ("vocabulary", "positions")
 
 
-def parameters(architecture: Architecture, fixed: Fixed) -> int:
-    """Number of parameters, exact (a test compares with the built model).
+def parameters(config: PretrainedConfig) -> int:
+    """Number of parameters, exact (a test compares with the built model): the sum over tensors of the product of their axes."""
+    sizes = sizes_of(config)
+    return sum(prod(axis_size(role, sizes) for role in roles) for roles in tensors_of(config).values())
 
-    Embeddings (V + P + T) d + 2 d; per layer 4 (d^2 + d) + 2 d f + f + d + 4 d; pooler d^2 + d; head (d + 1) C.
+
+def embedding_share(config: PretrainedConfig) -> float:
+    """Share of the parameters that are word embeddings."""
+    sizes = sizes_of(config)
+    words = sum(prod(axis_size(role, sizes) for role in roles) for roles in tensors_of(config).values() if roles[0] == "vocabulary")
+    return words / parameters(config)
+
+
+def flops(config: PretrainedConfig, batch_size: int, sequence_length: int) -> float:
+    """Floating-point operations of one forward pass, two per multiply-add.
+
+    Every matrix once for each of the B L tokens, or once a row in the head; attention N (2 L d) per token; what the family adds.
+    Tables that are looked up cost nothing, nor do rotations by position.
     """
-    d, f = architecture.width, architecture.ffn
-    embeddings = (fixed.vocabulary + fixed.positions + fixed.token_types) * d + 2 * d
-    layer = 4 * (d * d + d) + 2 * d * f + f + d + 4 * d
-    return embeddings + architecture.layers * layer + d * d + d + (d + 1) * fixed.classes
-
-
-def flops(architecture: Architecture, fixed: Fixed, batch_size: int, sequence_length: int) -> float:
-    """Floating-point operations of one forward pass, two per multiply-add: N (4 d^2 + 2 d f + 2 L d) per token, plus pooler and head."""
-    d, f, length = architecture.width, architecture.ffn, sequence_length
-    per_token = architecture.layers * (4 * d * d + 2 * d * f + 2 * length * d)
-    return 2.0 * batch_size * (length * per_token + d * d + d * fixed.classes)
+    family, sizes, layers = family_of(config), sizes_of(config), depth_of(config)
+    total, tokens = 0, batch_size * sequence_length
+    for name, roles in tensors_of(config).items():
+        if len(roles) < 2 or isinstance(roles[0], int) or roles[0] in LOOKED_UP or name.endswith(family.per_pass):
+            continue
+        times = batch_size if name in family.per_row else tokens
+        total += 2 * times * prod(axis_size(role, sizes) for role in roles)
+    total += layers * 2 * tokens * 2 * sequence_length * sizes["heads"]
+    return float(total + (layers * family.pass_flops(config, batch_size, sequence_length) if family.pass_flops else 0))
 
 
 def weight_bytes(count: int) -> int:

@@ -99,10 +99,11 @@ def line(record: Record) -> str:
 
 
 def in_words(candidate: Candidate) -> str:
-    """A candidate in a few words: layers x width (heads), FFN, start, recipe."""
+    """A candidate in a few words: layers x width (heads), FFN, vocabulary where it is reduced, start, recipe."""
     shape = candidate.architecture
+    words = f", {shape.vocabulary} tokens" if shape.vocabulary else ""
     return (
-        f"{shape.layers} x {shape.width} ({shape.heads} heads, ffn {shape.ffn}), {candidate.initialization.layers} layers, "
+        f"{shape.layers} x {shape.width} ({shape.heads} heads, ffn {shape.ffn}{words}), {candidate.initialization.layers} layers, "
         f"{candidate.distillation.name}, lr {candidate.training.learning_rate:.1g}"
     )
 

@@ -1,14 +1,17 @@
 """What a study would run, and for about how long, from arithmetic and one probe of the machine; nothing is trained."""
 
+from typing import Any
+
 import numpy as np
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from kdsearch import cost, search_space, teacher
 from kdsearch.check import Study
 from kdsearch.machine import matrix_product_rate
 from kdsearch.search_space import Choice, Float, Int, OneOf
+from kdsearch.students import reading, vocabulary
 from kdsearch.students.build import skeleton
-from kdsearch.students.families import architecture_of, fixed_of
+from kdsearch.students.families import architecture_of, narrow
 from kdsearch.tasks import batches, data
 
 CANDIDATES, SAMPLE_ROWS = 200, 500
@@ -22,39 +25,57 @@ def describe(study: Study) -> dict[str, str]:
     config = AutoConfig.from_pretrained(teacher.source(spec.teacher, study.base), num_labels=2)
     tokenizer, rows = teacher.load_tokenizer(spec.teacher, study.base), data.load(spec.task, study.base)
     config.num_labels = len(rows.classes)
-    fixed, shape = fixed_of(config), architecture_of(config)
+    shape = architecture_of(config)
     texts = rows.train.texts[:SAMPLE_ROWS]
     mean_tokens = float(np.mean(batches.encode(tokenizer, texts, None, spec.task.max_length).lengths))
 
-    def per_token(architecture: object) -> float:
-        return cost.flops(architecture, fixed, 1, int(mean_tokens)) / mean_tokens  # pyright: ignore[reportArgumentType]
+    def per_token(model: PretrainedConfig) -> float:
+        return cost.flops(model, 1, int(mean_tokens)) / mean_tokens
 
     total = sum(len(part.texts) for part in (rows.train, rows.transfer, rows.validation, rows.held_out)) * mean_tokens
     tuning = (
-        spec.teacher.fine_tune.epochs * len(rows.train.texts) * mean_tokens * 3 * per_token(shape) / rate if spec.teacher.fine_tune else 0.0
+        spec.teacher.fine_tune.epochs * len(rows.train.texts) * mean_tokens * 3 * per_token(config) / rate
+        if spec.teacher.fine_tune
+        else 0.0
     )
-    caching = total * per_token(shape) / rate
+    caching = total * per_token(config) / rate
     drawn = [search_space.sample(study.space, _picker(np.random.default_rng([spec.search.seed, i]))) for i in range(CANDIDATES)]
-    shapes = sorted({candidate.architecture for candidate in drawn}, key=lambda item: cost.parameters(item, fixed))
-    for architecture in (shapes[0], shapes[-1]):
-        skeleton(config, architecture)
-    kept = [item for item in drawn if spec.limits.parameters is None or cost.parameters(item.architecture, fixed) <= spec.limits.parameters]
+    configs = {shape: narrow(config, shape) for shape in {candidate.architecture for candidate in drawn}}
+    counts = {shape: cost.parameters(narrowed) for shape, narrowed in configs.items()}
+    small, large = min(counts.values()), max(counts.values())
+    for end in (small, large):
+        skeleton(config, next(shape for shape, count in counts.items() if count == end))
+    kept = [item for item in drawn if spec.limits.parameters is None or counts[item.architecture] <= spec.limits.parameters]
     tokens = spec.proxy.steps * spec.proxy.batch_tokens
-    trial = float(np.mean([tokens * 3 * per_token(item.architecture) / rate for item in kept])) if kept else 0.0
-    small, large = cost.parameters(shapes[0], fixed), cost.parameters(shapes[-1], fixed)
+    trial = float(np.mean([tokens * 3 * per_token(configs[item.architecture]) / rate for item in kept])) if kept else 0.0
     return {
-        "teacher": f"{spec.teacher.model}: {cost.parameters(shape, fixed) / 1e6:.1f}M parameters, {shape.layers} layers x {shape.width}",
+        "teacher": f"{spec.teacher.model}: {cost.parameters(config) / 1e6:.1f}M parameters, {shape.layers} layers x {shape.width}",
         "data": f"{len(rows.train.texts)} train, {len(rows.validation.texts)} validation, {len(rows.test.texts)} test, "
         f"{len(rows.transfer.texts)} transfer, {len(rows.held_out.texts)} held out; "
         f"classes {', '.join(rows.classes)}; {mean_tokens:.0f} tokens a row",
-        "space": f"{len(drawn)} candidates drawn, {len(shapes)} shapes, "
+        "space": f"{len(drawn)} candidates drawn, {len(counts)} shapes, "
         f"{small / 1e6:.1f}M to {large / 1e6:.1f}M parameters, the smallest and the largest were built; "
         f"{len(drawn) - len(kept)} break limits.parameters",
+        **_vocabularies(study, tokenizer, rows),
         "before": f"about {tuning / 60:.1f} min of fine-tuning and {caching / 60:.1f} min of caching, once (kept for later runs)",
         "search": f"{spec.search.minutes:g} min with the {spec.search.sampler} sampler, {spec.proxy.steps} steps each: "
         f"about {trial:.0f} s a candidate without limits, {spec.search.minutes * 60 / max(trial, 0.1):.0f} or more candidates",
         "output": str(study.folder),
     }
+
+
+def _vocabularies(study: Study, tokenizer: Any, texts: data.TaskData) -> dict[str, str]:
+    """What the space's smaller vocabularies do to the task's texts."""
+    sizes, length = [size for size in search_space.vocabularies(study.space) if size is not None], study.spec.task.max_length
+    if not sizes:
+        return {}
+    ranking, some, told = reading.rank(tokenizer, texts, length), texts.train.texts[:SAMPLE_ROWS], []
+    for size in sizes:
+        rows = batches.encode(vocabulary.reduce(tokenizer, ranking.tokens[:size]), some, None, length)
+        other = "" if size >= ranking.lossless else ", so that what compares token by token is refused"
+        told.append(f"with {size} tokens {np.mean(rows.lengths):.1f} a row{other}")
+    kept = f"{ranking.lossless} of the teacher's {len(ranking.tokens)} tokens keep the tokenisation of all train and transfer text"
+    return {"vocabulary": "; ".join([kept, *told])}
 
 
 def _picker(random: np.random.Generator):

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from kdsearch import objective, records, teacher
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.loop import Progress
 from kdsearch.objective import Bench, scores, silent
-from kdsearch.students.build import build
+from kdsearch.students.families import longest
 from kdsearch.target.latency import measure
 from kdsearch.tasks import metrics
+from kdsearch.tasks.batches import encode
+from kdsearch.tasks.pool import Pool
 
 LARGEST_DIFFERENCE = 1e-4
 
@@ -33,10 +35,10 @@ def train(candidate: Candidate, trial: int, seed: int, bench: Bench, folder: Pat
     """Distil a candidate at full length, save it, load it back, compare, and look at the test rows once.
 
     Raises:
-        RuntimeError: the folder that was written does not give the trained student's logits back.
+        RuntimeError: the folder that was written does not give the trained student's tokens and logits back.
     """
     start, spec = time.perf_counter(), bench.spec
-    student = build(bench.teacher, candidate, seed)  # the seed of the trial: what is random in the student is the same again
+    student = objective.started(candidate, bench, seed)  # the seed of the trial: what is random in the student is the same again
     objective.train(student, candidate, bench, spec.train, progress)
     place = folder / "exports" / str(trial)
     with teacher.written_aside(place) as aside:  # an older export of the trial stays whole until this one is
@@ -46,10 +48,12 @@ def train(candidate: Candidate, trial: int, seed: int, bench: Bench, folder: Pat
 
 def _write(place: Path, student: PreTrainedModel, candidate: Candidate, trial: int, bench: Bench, start: float) -> dict[str, Any]:
     """Save, load back, compare, measure; all of an export's files."""
-    spec = bench.spec
+    spec, own = bench.spec, bench.reading(candidate.architecture.vocabulary)
     student.cpu().save_pretrained(place / "model")
-    bench.tokenizer.save_pretrained(place / "model")
+    own.tokenizer.save_pretrained(place / "model")
     loaded = AutoModelForSequenceClassification.from_pretrained(place / "model", dtype=torch.float32).eval()
+    if not same_tokens(AutoTokenizer.from_pretrained(place / "model"), own.rows, bench):
+        raise RuntimeError(f"trial {trial}: the saved tokenizer splits the task's texts otherwise after loading; it is not exported")
     difference = round_trip(student, loaded)
     if difference > LARGEST_DIFFERENCE:
         raise RuntimeError(f"trial {trial}: the saved student's logits differ by {difference:.2g} after loading; it is not exported")
@@ -57,12 +61,13 @@ def _write(place: Path, student: PreTrainedModel, candidate: Candidate, trial: i
     result = {
         "trial": trial,
         "steps": spec.train.steps,
-        **{f"validation_{name}": value for name, value in scores(loaded, bench).items()},
-        **_test(loaded, bench, "test_accuracy"),
-        **_test(bench.teacher, bench, "teacher_test_accuracy"),
+        **{f"validation_{name}": value for name, value in scores(loaded, bench, candidate.architecture.vocabulary).items()},
+        **_test(loaded, own.rows, bench, "test_accuracy"),
+        **_test(bench.teacher, bench.rows, bench, "teacher_test_accuracy"),
         "latency_ms": latency.ms,
         "latency_relative": latency.relative,
         "parameters": loaded.num_parameters(),
+        "vocabulary": len(own.tokenizer),
         "round_trip_difference": difference,
         "candidate": candidate.to_dict(),
         "seconds": time.perf_counter() - start,
@@ -72,10 +77,18 @@ def _write(place: Path, student: PreTrainedModel, candidate: Candidate, trial: i
     return result
 
 
+def same_tokens(tokenizer: Any, rows: Pool, bench: Bench) -> bool:
+    """Whether a tokenizer encodes the validation texts as the student's rows hold them."""
+    again = encode(tokenizer, bench.texts.validation.texts, None, bench.spec.task.max_length)
+    start, end = rows.encoded.offsets[[rows.validation[0], rows.validation[-1] + 1]]
+    return np.array_equal(again.ids, rows.encoded.ids[start:end])
+
+
 @torch.inference_mode()
 def round_trip(student: PreTrainedModel, loaded: PreTrainedModel) -> float:
     """Largest absolute difference of the two models' logits on seeded random token ids."""
-    ids = torch.from_numpy(np.random.default_rng(0).integers(0, student.config.vocab_size, (4, 16)))
+    shape = 4, min(16, longest(student.config))
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, student.config.vocab_size, shape))
     return float((student(input_ids=ids).logits - loaded(input_ids=ids).logits).abs().max())
 
 
@@ -94,6 +107,7 @@ Distilled by kdsearch, study `{bench.spec.name}`, trial {result["trial"]}, {resu
 | test accuracy | {result["test_accuracy"]:.4f} ± {result["test_accuracy_se"]:.4f} | \
 {result["teacher_test_accuracy"]:.4f} ± {result["teacher_test_accuracy_se"]:.4f} |
 | parameters | {result["parameters"]:,} | {bench.facts["teacher"]["parameters"]:,} |
+| vocabulary | {result["vocabulary"]:,} | {len(bench.tokenizer):,} |
 | latency relative to the teacher | {result["latency_relative"]:.3f} | 1 |
 
 ± is one standard error. Latency: {bench.spec.target.model_dump()}.
@@ -104,8 +118,7 @@ Distilled by kdsearch, study `{bench.spec.name}`, trial {result["trial"]}, {resu
 """
 
 
-def _test(model: PreTrainedModel, bench: Bench, name: str) -> dict[str, float]:
-    rows = bench.rows
+def _test(model: PreTrainedModel, rows: Pool, bench: Bench, name: str) -> dict[str, float]:
     logits = teacher.predict(model, rows.test, np.arange(len(rows.test)), rows.pad_id, bench.spec.target.device)
     accuracy, error = metrics.accuracy(logits.argmax(1), rows.test.labels)
     return {name: accuracy, f"{name}_se": error}

@@ -83,7 +83,7 @@ NUMERIC: tuple[tuple[str, str, Callable[[Candidate], float], bool], ...] = (
     ("learning_rate", "doubling the learning rate", lambda c: c.training.learning_rate, True),
 )
 CATEGORICAL: tuple[tuple[str, Callable[[Candidate], str]], ...] = (
-    ("initialization.layers", lambda c: c.initialization.layers),
+    ("initialization.layers", lambda c: str(c.initialization.layers)),
     ("initialization.width", lambda c: c.initialization.width),
     ("distillation", lambda c: c.distillation.name if c.distillation.terms else "none"),
 )
@@ -170,6 +170,8 @@ def _axes(candidates: Sequence[Candidate]) -> list[Column]:
     columns = [_number(axis, change, [get(c) for c in candidates], log) for axis, change, get, log in NUMERIC]
     for axis, get in CATEGORICAL:
         columns += _levels(axis, [get(c) for c in candidates])
+    if any(c.architecture.vocabulary for c in candidates):
+        columns += _levels("vocabulary", [str(c.architecture.vocabulary or "the teacher's") for c in candidates])
     return columns
 
 

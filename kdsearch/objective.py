@@ -1,27 +1,36 @@
 """Candidate --> Measurement: the only place that states the order of the stages."""
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from kdsearch import cost, teacher
+from kdsearch import calibration, cost, starts, teacher
 from kdsearch.candidate import Candidate
-from kdsearch.distillation.distil import Lesson, distil
-from kdsearch.distillation.knowledge import Shapes, teacher_signals
+from kdsearch.distillation.distil import Lesson, TeacherOf, distil
+from kdsearch.distillation.knowledge import shapes_of, teacher_signals
 from kdsearch.distillation.loop import Progress
-from kdsearch.distillation.mistakes import recipe_mistakes
+from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
+from kdsearch.machine import accelerator
 from kdsearch.records import COMPLETE, REFUSED, Measurement
-from kdsearch.search_space import SearchSpace, depths, each_branch
+from kdsearch.search_space import SearchSpace, depths, each_branch, vocabularies
+from kdsearch.students import reading
 from kdsearch.students.build import build
-from kdsearch.students.families import architecture_of, classes_of, fixed_of
+from kdsearch.students.families import architecture_of, narrow
+from kdsearch.students.importance import Calibration
+from kdsearch.students.reading import Reading
+from kdsearch.students.vocabulary import Ranking
 from kdsearch.study_file import StudySpec, Training
 from kdsearch.target.latency import Latency, measure
 from kdsearch.tasks import data, metrics, pool
+from kdsearch.tasks.batches import Batch, collate
+from kdsearch.tasks.data import TaskData
 from kdsearch.teacher import Outputs
 
 
@@ -31,7 +40,10 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Bench:
-    """What every trial of a study shares: the teacher, the rows, the teacher's cached outputs, and what is known of the teacher."""
+    """What every trial of a study shares: the teacher, the rows, the teacher's cached outputs, and what is known of the teacher.
+
+    ``reduces``: whether students of the space may have smaller vocabularies; their readings are made when first asked for, and kept.
+    """
 
     spec: StudySpec
     teacher: PreTrainedModel
@@ -39,6 +51,25 @@ class Bench:
     rows: pool.Pool
     outputs: Outputs
     facts: dict[str, Any]
+    texts: TaskData
+    reduces: bool = False
+    readings: dict[int, Reading] = field(default_factory=dict)
+    base: Path = Path()
+    calibration: Calibration | None = None
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The order in which smaller vocabularies keep the teacher's tokens."""
+        return reading.rank(self.tokenizer, self.texts, self.spec.task.max_length)
+
+    def reading(self, vocabulary: int | None) -> Reading:
+        """What a student of a vocabulary reads, and the teacher that it is cut from; None: the teacher's own."""
+        whole = Reading(self.tokenizer, self.rows, self.teacher)
+        if vocabulary is None:
+            return whole
+        if vocabulary not in self.readings:
+            self.readings[vocabulary] = reading.reduced(whole, self.ranking, vocabulary, self.texts, self.spec.task.max_length)
+        return self.readings[vocabulary]
 
 
 def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candidate], progress: Progress = silent) -> Bench:
@@ -46,12 +77,15 @@ def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candida
     device, seed = spec.target.device, spec.search.seed
     progress("reading the data", 0, 1)
     tokenizer = teacher.load_tokenizer(spec.teacher, base)
-    rows = pool.build(data.load(spec.task, base, teacher.labels(spec.teacher, base)), tokenizer, spec.task.max_length)
+    texts = data.load(spec.task, base, teacher.labels(spec.teacher, base))
+    rows = pool.build(texts, tokenizer, spec.task.max_length)
     model, key = teacher.load(spec.teacher, base, rows, seed, device, progress)
     outputs = teacher.outputs(model, key, rows, signals_of(space, extra, model.config), device, progress)
-    facts = _facts(spec, model, rows, outputs, key)
+    facts, reduces = _facts(spec, model, rows, outputs, key), vocabularies(space) != [None]
     _refuse_guessing(spec, facts)
-    return Bench(spec, model, tokenizer, rows, outputs, facts)
+    parts = calibration.parts_of(candidate.initialization for candidate in (*each_branch(space), *extra))
+    scores = calibration.load(model, rows, parts, seed, device, progress)
+    return Bench(spec, model, tokenizer, rows, outputs, facts, texts, reduces, base=base, calibration=scores)
 
 
 def _refuse_guessing(spec: StudySpec, facts: dict[str, Any]) -> None:
@@ -66,14 +100,13 @@ def _refuse_guessing(spec: StudySpec, facts: dict[str, Any]) -> None:
 
 def signals_of(space: SearchSpace, extra: list[Candidate], config: PretrainedConfig) -> frozenset[str]:
     """What the teacher must tell so that every candidate can be distilled; logits always, since the divergence is measured on them."""
-    shape, classes = architecture_of(config), classes_of(config)
     pairs = [(candidate, layers) for candidate in each_branch(space) for layers in depths(space)]
     pairs += [(candidate, candidate.architecture.layers) for candidate in extra]
     wanted = {"logits"}
     for recipe, student in {
         (str(item.distillation), n): (item.distillation, replace(item.architecture, layers=n)) for item, n in pairs
     }.values():
-        wanted |= teacher_signals(recipe, Shapes(student, shape, classes))
+        wanted |= teacher_signals(recipe, shapes_of(student, config))
     return frozenset(wanted)
 
 
@@ -83,44 +116,77 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
     What goes wrong in a stage is raised; the search records it and goes on.
     """
     start, spec = time.perf_counter(), bench.spec
-    if impossible := recipe_mistakes(candidate.distillation, _shapes(candidate, bench)):
-        return Measurement(REFUSED, reason="; ".join(impossible), seconds=time.perf_counter() - start, violations=_unknown(bench))
+    if impossible := recipe_mistakes(candidate.distillation, shapes_of(candidate.architecture, bench.teacher.config)):
+        unknown = _violations(Measurement(REFUSED), bench)
+        return Measurement(REFUSED, reason="; ".join(impossible), seconds=time.perf_counter() - start, violations=unknown)
     counted = measured_cost(candidate, bench)
     if (reason := broken(counted, bench)) and not train_anyway:
         return replace(counted, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
-    student = build(bench.teacher, candidate, seed)
+    if messages := tokenised_otherwise(candidate, bench):
+        over = (*excess(counted, bench), 1.0)
+        return replace(counted, state=REFUSED, reason="; ".join(messages), violations=over, seconds=time.perf_counter() - start)
+    student = started(candidate, bench, seed)
     timed = _with_latency(counted, measure(student, bench.teacher, spec.target, seed))
-    timed = replace(timed, violations=excess(timed, bench))
+    timed = replace(timed, violations=_violations(timed, bench))
     if (reason := broken(timed, bench)) and not train_anyway:
         return replace(timed, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
     train(student, candidate, bench, spec.proxy, progress)
-    found = replace(timed, state=COMPLETE, **scores(student, bench), steps=spec.proxy.steps)
-    return replace(found, violations=excess(found, bench), reason=broken(found, bench), seconds=time.perf_counter() - start)
+    found = replace(timed, state=COMPLETE, **scores(student, bench, candidate.architecture.vocabulary), steps=spec.proxy.steps)
+    over, reason = _violations(found, bench), broken(found, bench)
+    return replace(found, violations=over, reason=reason, seconds=time.perf_counter() - start)
+
+
+def started(candidate: Candidate, bench: Bench, seed: int) -> PreTrainedModel:
+    """The untrained student, cut from the teacher or from the model that the candidate names in its place."""
+    own, model = bench.reading(candidate.architecture.vocabulary), candidate.initialization.other_model
+    other = starts.load(candidate.initialization, own, bench.reading(None), bench.rows.classes, bench.base) if model else own.teacher
+    return build(other, candidate, seed, bench.calibration)
 
 
 def train(student: PreTrainedModel, candidate: Candidate, bench: Bench, training: Training, progress: Progress = silent) -> None:
-    """Distil a built student on the bench, in place."""
-    spec = bench.spec
-    lesson = Lesson(bench.rows, bench.outputs.batch, training, spec.search.seed, spec.target.device)
-    distil(student, candidate, _shapes(candidate, bench), lesson, progress)
+    """Distil a built student on the bench, in place.
+
+    Raises:
+        UserError: the recipe compares token by token, and the student tokenises otherwise than the teacher.
+    """
+    if messages := tokenised_otherwise(candidate, bench):
+        raise UserError(messages)
+    spec, own = bench.spec, bench.reading(candidate.architecture.vocabulary)
+    teacher_of = _told_on_its_own_tokens(bench) if own.changed else bench.outputs.batch
+    lesson = Lesson(own.rows, teacher_of, training, spec.search.seed, spec.target.device)
+    distil(student, candidate, shapes_of(candidate.architecture, bench.teacher.config), lesson, progress)
 
 
-def _shapes(candidate: Candidate, bench: Bench) -> Shapes:
-    return Shapes(candidate.architecture, architecture_of(bench.teacher.config), classes_of(bench.teacher.config))
+def tokenised_otherwise(candidate: Candidate, bench: Bench) -> list[str]:
+    """Why the recipe cannot be used on a student that tokenises as its vocabulary does; empty when it can."""
+    size = candidate.architecture.vocabulary
+    if size is None or not (messages := token_mistakes(candidate.distillation, size, bench.ranking.lossless)):
+        return []
+    return messages if bench.reading(size).changed else []
+
+
+def _told_on_its_own_tokens(bench: Bench) -> TeacherOf:
+    """What the teacher said on a batch of another tokenisation: on its own tokens of the same rows, with the mask of these."""
+    place = accelerator(bench.spec.target.device).device
+
+    def told(signals: frozenset[str], batch: Batch) -> dict[str, Tensor]:
+        own = collate(bench.rows.encoded, batch.rows, bench.rows.pad_id, place)
+        return {**bench.outputs.batch(signals, own), "mask": own.attention_mask}
+
+    return told
 
 
 def measured_cost(candidate: Candidate, bench: Bench) -> Measurement:
     """What arithmetic knows of a candidate, before anything is built."""
-    fixed, target = fixed_of(bench.teacher.config), bench.spec.target
-    parameters = cost.parameters(candidate.architecture, fixed)
-    flops = cost.flops(candidate.architecture, fixed, target.batch_size, target.sequence_length)
+    config, target = narrow(bench.teacher.config, candidate.architecture), bench.spec.target
+    parameters, flops = cost.parameters(config), cost.flops(config, target.batch_size, target.sequence_length)
     counted = Measurement(state=REFUSED, parameters=parameters, flops=flops, bytes=cost.weight_bytes(parameters))
-    return replace(counted, violations=excess(counted, bench))
+    return replace(counted, violations=_violations(counted, bench))
 
 
-def scores(student: PreTrainedModel, bench: Bench) -> dict[str, float]:
+def scores(student: PreTrainedModel, bench: Bench, vocabulary: int | None = None) -> dict[str, float]:
     """Accuracy on validation, and mean KL(teacher || student) in nats on validation and held-out text, each with its standard error."""
-    rows, measuring = bench.rows, bench.rows.measuring
+    rows, measuring = bench.reading(vocabulary).rows, bench.rows.measuring
     logits = teacher.predict(student, rows.encoded, measuring, rows.pad_id, bench.spec.target.device)
     labelled = len(rows.validation)
     accuracy, accuracy_se = metrics.accuracy(logits[:labelled].argmax(1), rows.encoded.labels[rows.validation])
@@ -137,9 +203,9 @@ def excess(found: Measurement, bench: Bench) -> tuple[float, ...]:
     return tuple(over for _, _, _, over in _limited(found, bench))
 
 
-def _unknown(bench: Bench) -> tuple[float, ...]:
-    """The constraints of a candidate of which nothing was measured."""
-    return excess(Measurement(REFUSED), bench)
+def _violations(found: Measurement, bench: Bench) -> tuple[float, ...]:
+    """What Optuna sees as constraints: the limits' excess, and where vocabularies vary, whether the recipe cannot be used with this one."""
+    return (*excess(found, bench), *([0.0] if bench.reduces else []))
 
 
 def broken(found: Measurement, bench: Bench) -> str | None:
@@ -188,20 +254,19 @@ def _facts(spec: StudySpec, model: PreTrainedModel, rows: pool.Pool, outputs: Ou
     predicted = outputs.arrays["logits"][rows.validation].argmax(1)
     accuracy, accuracy_se = metrics.accuracy(predicted, rows.encoded.labels[rows.validation])
     latency = measure(model, model, spec.target)
-    shape, fixed = architecture_of(model.config), fixed_of(model.config)
-    parameters = cost.parameters(shape, fixed)
+    parameters = cost.parameters(model.config)
     return {
         "teacher": {
             "model": spec.teacher.model,
             "key": key,
-            "architecture": asdict(shape),
+            "architecture": asdict(architecture_of(model.config)),
             "accuracy": accuracy,
             "accuracy_se": accuracy_se,
             "latency_ms": latency.ms,
             "latency_ms_low": latency.ms_low,
             "latency_ms_high": latency.ms_high,
             "parameters": parameters,
-            "flops": cost.flops(shape, fixed, spec.target.batch_size, spec.target.sequence_length),
+            "flops": cost.flops(model.config, spec.target.batch_size, spec.target.sequence_length),
             "bytes": cost.weight_bytes(parameters),
         },
         "task": {

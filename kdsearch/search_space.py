@@ -14,7 +14,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,7 +132,7 @@ def sample(space: SearchSpace, pick: Callable[[str, Int | Float | Choice | OneOf
 
 def smallest(space: SearchSpace) -> Candidate:
     """The candidate with the lowest value of each architecture domain: no student of the space has fewer parameters."""
-    return sample(space, lambda _, domain: _lowest(domain))
+    return sample(space, lambda _, domain: _smallest(domain))
 
 
 def each_branch(space: SearchSpace) -> Iterator[Candidate]:
@@ -187,6 +187,11 @@ def depths(space: SearchSpace) -> list[int]:
     return list(range(layers.low, layers.high + 1, layers.step)) if isinstance(layers, Int) else _combined(layers)
 
 
+def vocabularies(space: SearchSpace) -> list[int | None]:
+    """Every vocabulary that a student of the space may have; None is the teacher's own."""
+    return _combined(space.tree["architecture"].get("vocabulary"))
+
+
 def _combined(value: Any) -> list[Any]:
     match value:
         case Int(low, high, step) if (high - low) // step < MOST_COMBINED:
@@ -227,6 +232,12 @@ def _options(domain: Int | Float | Choice | OneOf) -> list[Any]:
 def _lowest(domain: Int | Float | Choice | OneOf) -> Any:
     options = _options(domain)
     return min(options) if all(isinstance(option, int | float) for option in options) else options[0]
+
+
+def _smallest(domain: Int | Float | Choice | OneOf) -> Any:
+    """The lowest; beside whole numbers, null stands for the teacher's own, which is not below any of them."""
+    numbers = [option for option in _options(domain) if option is not None]
+    return min(numbers) if numbers and all(isinstance(option, int | float) for option in numbers) else _lowest(domain)
 
 
 def _highest(domain: Int | Float | Choice | OneOf) -> Any:
@@ -358,7 +369,7 @@ def _section_mistakes(section: str, tree: Any) -> list[str]:
     if not isinstance(tree, dict):
         return [f"{section}: must hold keys and values; the value is {tree!r}"]
     names = [item.name for item in fields(kind)]
-    required = names if kind is Architecture else []
+    required = [item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING]
     mistakes = [f"{section}: {unknown('key', key, names)}" for key in tree if key not in names]
     return mistakes + [f"{section}.{key} is missing; add it" for key in required if key not in tree]
 

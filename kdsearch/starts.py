@@ -1,35 +1,107 @@
-"""Where a search starts beside chance: the widest students that a latency limit is likely to allow."""
+"""Other models that students start from in the teacher's place: pre-trained ones, and exports of earlier studies."""
 
-import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from kdsearch.candidate import Architecture
-from kdsearch.search_space import SearchSpace, choices
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-MOST, SHARE = 4, 0.75
+from kdsearch import teacher
+from kdsearch.candidate import Architecture, Initialization
+from kdsearch.errors import UserError
+from kdsearch.resources import resolve
+from kdsearch.students.families import axis_size, narrow, sizes_of, tensors_of
+from kdsearch.students.families import mistakes as shape_mistakes
+from kdsearch.students.reading import Reading
+from kdsearch.students.vocabulary import with_vocabulary
+from kdsearch.study_file import Teacher
+
+RESULT = "result.json"
 
 
-def starts(space: SearchSpace, teacher: Architecture, limit: float | None) -> list[dict[str, Any]]:
-    """Parameters of up to four architectures of the space; what else a trial needs is left to the sampler.
+def source(start: Initialization, base: Path) -> str:
+    """What transformers loads: the local folder, in an export that of its model, or the Hub id."""
+    path = resolve(start.model or "", base)
+    if path is None:
+        return str(start.model)
+    return str(path / "model" if (path / RESULT).is_file() else path)
 
-    Of the greatest width, those that need at most 3/4 of the limit (latency relative to the teacher; 1 without one), the largest first,
-    counted in matrix products, N (4 d^2 + 2 d f). Latency falls less than the products do, hence the 3/4. A student that keeps the
-    teacher's width and drops layers keeps most of its accuracy (Sajjad et al. 2020, arXiv 2004.03844), and few random draws are of
-    full width: the search would have to find that end of the front by itself.
+
+def mistakes(start: Initialization, shapes: list[Architecture], config: PretrainedConfig, tokenizer: Any, base: Path) -> list[str]:
+    """Why no student of some shape can start from a model in the place of a teacher with this config and tokenizer; empty when all can."""
+    if not start.model:
+        return [f"initialization.model is missing: layers {start.layers} start from one; name a model folder, or a Hub id"]
+    if start.width != "slice":
+        return [
+            f"initialization.width: must be slice where layers is {start.layers}, since {start.width} is measured on the teacher; "
+            f"the value is {start.width}; correct it"
+        ]
+    place = source(start, base)
+    messages = [message.replace("teacher.model", "initialization.model", 1) for message in teacher.mistakes(Teacher(model=place), base)]
+    if start.layers == "distilled" and not messages and not _is_export(Path(place)):
+        messages = [
+            f"initialization.model: '{start.model}' is no export of a study, which has a {RESULT}; name STUDY/exports/TRIAL, "
+            "or write layers: pretrained"
+        ]
+    if messages:
+        return messages
+    other = AutoConfig.from_pretrained(place, num_labels=len(config.id2label or {}))
+    if other.model_type != config.model_type:
+        return [
+            f"initialization.model: must be of the teacher's family; '{start.model}' is {other.model_type}, the teacher "
+            f"{config.model_type}; name another"
+        ]
+    messages = [message for shape in shapes for message in _shape_mistakes(start, shape, config, other)]
+    return list(dict.fromkeys(messages)) or _word_mistakes(start, shapes, AutoTokenizer.from_pretrained(place), tokenizer)
+
+
+def _is_export(place: Path) -> bool:
+    try:
+        return "candidate" in json.loads((place.parent / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _shape_mistakes(start: Initialization, shape: Architecture, config: PretrainedConfig, other: PretrainedConfig) -> list[str]:
+    if messages := shape_mistakes(shape, other):
+        return [f"initialization.model: '{start.model}' in the teacher's place: {message}" for message in messages]
+    wanted, found = (
+        {name: [axis_size(role, sizes_of(one)) for role in roles] for name, roles in tensors_of(one).items()}
+        for one in (narrow(config, replace(shape, vocabulary=1)), narrow(other, replace(shape, vocabulary=1)))
+    )
+    different = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
+    return [
+        f"initialization.model: must give students the tensors that the teacher gives; '{start.model}' has {name} of {found.get(name)}, "
+        f"the teacher {wanted.get(name)}; name another"
+        for name in sorted(different)[:1]
+    ]
+
+
+def _word_mistakes(start: Initialization, shapes: list[Architecture], known: Any, tokenizer: Any) -> list[str]:
+    """A model with the teacher's tokens is cut to any vocabulary; another one must have the student's own, which is compared when built."""
+    sizes = {shape.vocabulary for shape in shapes}
+    if known.get_vocab() == tokenizer.get_vocab() or sizes == {len(known)}:
+        return []
+    return [
+        f"initialization.model: must have the teacher's tokens, or those of architecture.vocabulary; '{start.model}' has {len(known)} "
+        f"others, the teacher {len(tokenizer)}, the students {', '.join(str(size) for size in sorted(sizes, key=str))}; name another"
+    ]
+
+
+def load(start: Initialization, own: Reading, whole: Reading, classes: list[str], base: Path) -> PreTrainedModel:
+    """The model in the teacher's place, with the tokens of a student's reading; a head for other classes is replaced by a random one.
+
+    Raises:
+        UserError: it has other tokens.
     """
-    domains = choices(space, "architecture")
-    fixed = {key: value for key, value in space.tree["architecture"].items() if f"architecture.{key}" not in domains}
-    most = SHARE * (limit or 1.0) * _products(teacher)
-    found: list[tuple[Architecture, dict[str, Any]]] = []
-    for values in itertools.product(*domains.values()):
-        params = dict(zip(domains, values, strict=True))
-        shape = Architecture(**fixed, **{name.removeprefix("architecture."): value for name, value in params.items()})
-        if _products(shape) <= most:
-            found.append((shape, params))
-    widest = max((shape.width for shape, _ in found), default=0)
-    wide = [(shape, params) for shape, params in found if shape.width == widest]
-    return [params for _, params in sorted(wide, key=lambda one: (-_products(one[0]), one[0].layers))[:MOST]]
-
-
-def _products(shape: Architecture) -> float:
-    return shape.layers * (4 * shape.width**2 + 2 * shape.width * shape.ffn)
+    place = source(start, base)
+    model, known = teacher.classifier(place, classes, new_head=True).eval(), AutoTokenizer.from_pretrained(place)
+    if known.get_vocab() == own.tokenizer.get_vocab():
+        return model
+    if known.get_vocab() == whole.tokenizer.get_vocab():
+        return with_vocabulary(model, own.tokenizer, whole.tokenizer)
+    raise UserError(
+        f"initialization.model: must have the tokens of the student; '{start.model}' has {len(known)} others than its "
+        f"{len(own.tokenizer)}; name another, or correct architecture.vocabulary"
+    )

@@ -56,7 +56,10 @@ class Split(Section):
 
 
 class Task(Section):
-    """The labelled data: a Hub name or a csv, json, jsonl or parquet file; ``where`` keeps the rows with these column values."""
+    """The labelled data: a Hub name or a csv, json, jsonl or parquet file; ``where`` keeps the rows with these column values.
+
+    ``corpus``: a text file, one text a line, whose tokens count beside the task's own where a student has a smaller vocabulary.
+    """
 
     type: Literal["text-classification"] = "text-classification"
     data: str
@@ -67,6 +70,7 @@ class Task(Section):
     rows: Count | None = None
     split: Split = Split()
     transfer: Transfer | None = None
+    corpus: str | None = None
 
 
 class Target(Section):

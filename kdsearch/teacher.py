@@ -24,7 +24,7 @@ from kdsearch.distillation.signals import explicit_attention, observe
 from kdsearch.errors import UserError
 from kdsearch.machine import accelerator, threads, threads_for
 from kdsearch.resources import cache_folder, file_sha256, looks_local, resolve
-from kdsearch.students.families import classes_of, family_of
+from kdsearch.students.families import classes_of, family_of, teacher_mistakes
 from kdsearch.study_file import Teacher
 from kdsearch.tasks.batches import Batch, Encoded, bucket, collate, stream
 from kdsearch.tasks.pool import Pool
@@ -62,13 +62,10 @@ def mistakes(spec: Teacher, base: Path) -> list[str]:
 
 def _config_mistakes(name: str, place: str) -> list[str]:
     try:
-        family_of(AutoConfig.from_pretrained(place))
-    except UserError as error:
-        return error.messages
+        return teacher_mistakes(AutoConfig.from_pretrained(place))
     except (ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         return [f"teacher.model: '{name}' has no config.json that transformers can read: {reason}; check the name"]
-    return []
 
 
 def source(spec: Teacher, base: Path) -> str:
@@ -114,12 +111,12 @@ def load(spec: Teacher, base: Path, pool: Pool, seed: int, device: str, progress
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = _classifier(source(spec, base), pool.classes, new_head=spec.fine_tune is not None)
+    model = classifier(source(spec, base), pool.classes, new_head=spec.fine_tune is not None)
     if spec.fine_tune is None:
-        return model.eval(), _weights_key(model)
+        return model.eval(), weights_key(model)
     settings = json.dumps(spec.fine_tune.model_dump(), sort_keys=True)
-    folder = cache_folder() / "teachers" / _digest(_weights_key(model), pool.train_key, settings, str(seed), str(CACHE_VERSION))
-    with _one_at_a_time(folder):
+    folder = cache_folder() / "teachers" / digest(weights_key(model), pool.train_key, settings, str(seed), str(CACHE_VERSION))
+    with one_at_a_time(folder):
         tuned = _kept(folder)
         if tuned is None:
             _fine_tune(model, spec, pool, seed, device, progress)
@@ -128,7 +125,7 @@ def load(spec: Teacher, base: Path, pool: Pool, seed: int, device: str, progress
                 load_tokenizer(spec, base).save_pretrained(aside)
             tuned = _kept(folder)
     assert tuned is not None
-    return tuned, _weights_key(tuned)
+    return tuned, weights_key(tuned)
 
 
 def _kept(folder: Path) -> PreTrainedModel | None:
@@ -140,7 +137,7 @@ def _kept(folder: Path) -> PreTrainedModel | None:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path) -> Iterator[None]:
     """Of the processes that need this folder one makes it, and the others wait and read it."""
     locks = cache_folder() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
@@ -176,9 +173,9 @@ def outputs(model: PreTrainedModel, key: str, pool: Pool, signals: frozenset[str
     Logits are float32 and stand for every row; everything else is bfloat16 and stands for the rows that students are trained on, which
     come first in a pool. A folder is written aside and renamed, so it is whole or absent; one that is damaged is made again.
     """
-    folder = cache_folder() / "outputs" / _digest(key, pool.key, *sorted(signals), str(CACHE_VERSION))
+    folder = cache_folder() / "outputs" / digest(key, pool.key, *sorted(signals), str(CACHE_VERSION))
     shapes = {signal: len(pool.encoded) if signal == "logits" else _trained_tokens(pool) for signal in signals}
-    with _one_at_a_time(folder):
+    with one_at_a_time(folder):
         arrays = _read(folder, shapes)
         if arrays is None:
             with written_aside(folder) as aside:
@@ -238,7 +235,12 @@ def written_aside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _classifier(name: str, classes: list[str], new_head: bool) -> PreTrainedModel:
+def classifier(name: str, classes: list[str], new_head: bool) -> PreTrainedModel:
+    """A model with a head for these classes; ``new_head`` replaces one that does not fit.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     labels = {"num_labels": len(classes), "id2label": dict(enumerate(classes)), "label2id": {label: i for i, label in enumerate(classes)}}
     try:
         with torch.random.fork_rng(devices=[]):
@@ -266,7 +268,7 @@ def _fine_tune(model: PreTrainedModel, spec: Teacher, pool: Pool, seed: int, dev
     batches = (collate(pool.encoded, some, pool.pad_id, helper.device) for _, some in rows)
 
     def loss_of(batch: Batch, _: int) -> Tensor:
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        logits = observe(model, batch, frozenset({"logits"}))["logits"]
         return nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
 
     schedule = Schedule(steps, settings.learning_rate, WARMUP)
@@ -300,7 +302,8 @@ def _compute(model: PreTrainedModel, pool: Pool, signals: frozenset[str], folder
     np.save(folder / "logits.npy", logits)
 
 
-def _weights_key(model: PreTrainedModel) -> str:
+def weights_key(model: PreTrainedModel) -> str:
+    """Content hash of a model's config and weights."""
     digest = hashlib.sha256(model.config.to_json_string().encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -308,5 +311,6 @@ def _weights_key(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _digest(*parts: str) -> str:
+def digest(*parts: str) -> str:
+    """Content hash of some texts: the name of a folder that is kept for them."""
     return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()[:24]

@@ -15,9 +15,14 @@ ONE = Candidate(Architecture(3, 4, 16, 2), Initialization("last"), Recipe("kd", 
 
 CHANGES = {
     "layers": replace(ONE, architecture=Architecture(2, 4, 16, 2)),
+    "vocabulary": replace(ONE, architecture=Architecture(3, 4, 16, 2, vocabulary=500)),
     "heads and head_size of the same width": replace(ONE, architecture=Architecture(3, 8, 8, 2)),
     "ffn_ratio": replace(ONE, architecture=Architecture(3, 4, 16, 4)),
+    "kv_heads": replace(ONE, architecture=Architecture(3, 4, 16, 2, kv_heads=2)),
+    "embedding": replace(ONE, architecture=Architecture(3, 4, 16, 2, embedding=32)),
+    "positions": replace(ONE, architecture=Architecture(3, 4, 16, 2, positions=64)),
     "initialization.layers": replace(ONE, initialization=Initialization("first")),
+    "initialization.layers as a list": replace(ONE, initialization=Initialization((0, 2, 4))),
     "initialization.width": replace(ONE, initialization=Initialization("last", "other")),
     "hard_weight": replace(ONE, distillation=Recipe("kd", 0.25, (KD,))),
     "a term's weight": replace(ONE, distillation=Recipe("kd", 0.5, (replace(KD, weight=2.0),))),
@@ -86,8 +91,29 @@ def test_labels_of_two_terms_of_one_knowledge_do_not_matter_nor_does_their_order
     assert hash(back) == hash(replace(ONE, distillation=Recipe("r", 0.5, orders[0])))
 
 
+def test_a_vocabulary_is_told_where_it_is_not_the_teacher_s() -> None:
+    reduced = CHANGES["vocabulary"]
+    assert reduced.to_dict()["architecture"] == {**ONE.to_dict()["architecture"], "vocabulary": 500}
+    assert "vocabulary" not in ONE.to_dict()["architecture"]
+    assert from_dict(reduced.to_dict()) == reduced
+
+
 def test_a_key_is_the_same_in_every_process_and_version() -> None:
     assert ONE.key() == "ace38aae8b164bb2"  # recorded studies are resumed by it
+
+
+def test_an_axis_that_is_left_as_the_teacher_s_is_not_recorded() -> None:
+    told = ONE.to_dict()["architecture"]
+    assert told == {"layers": 3, "heads": 4, "head_size": 16, "ffn_ratio": 2}
+    own = replace(ONE, architecture=Architecture(3, 4, 16, 2, kv_heads=2, embedding=32, positions=64))
+    assert own.to_dict()["architecture"] == {**told, "kv_heads": 2, "embedding": 32, "positions": 64}
+
+
+def test_listed_layers_come_back_from_json_and_can_be_hashed() -> None:
+    listed = replace(ONE, initialization=Initialization((0, 2, 4)))
+    back = from_dict(json.loads(json.dumps(listed.to_dict())))
+    assert back == listed
+    assert (hash(back), back.key()) == (hash(listed), listed.key())
 
 
 def test_a_key_that_does_not_exist_is_refused() -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -19,9 +20,11 @@ from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
 from kdsearch.students.families import mistakes
+from kdsearch.students.initialize import BY_MEASURE, BY_PLACE, WIDTHS
 from kdsearch.study_file import Limits
 from kdsearch.tasks import data
 from tests import tiny
+from tests.students.tiny_families import CONFIGS
 
 SPACE = tiny.space_content()
 
@@ -192,6 +195,7 @@ def a_file_above(folder: Path) -> None:
         (None, {"teacher": {"model": "absent/model/folder"}}, "teacher.model: 'absent/model/folder' does not exist"),
         (None, {"teacher": {"model": "nobody/no-such-model"}}, "teacher.model: 'nobody/no-such-model' "),
         (None, {"task": {"data": "absent.csv"}}, "task.data: 'absent.csv' does not exist"),
+        (None, {"task": {"corpus": "absent.txt"}}, "task.corpus: 'absent.txt' is no file"),
         (None, {"task": {"where": {"source": "c"}}}, "task.where: no row has source = 'c'"),
         (
             None,
@@ -230,6 +234,24 @@ def test_a_folder_below_a_file_is_refused(folder: Path) -> None:
         ({"architecture": {"layers": [1, 4]}}, "architecture.layers: must be a whole number above 0; the value is [1, 4]"),
         ({"architecture": {"head_size": {"choice": [6, 24]}}}, "architecture.head_size: must not exceed the teacher's 12"),
         ({"initialization": {"layers": {"choice": ["first", "middle"]}}}, "initialization.layers: must be one of random, first"),
+        (
+            {"initialization": {"layers": {"choice": ["first", [0, 1]]}}},
+            "initialization.layers: a list must name one teacher layer for each of the student's 1; the value is [0, 1]; give as many",
+        ),
+        (
+            {"architecture": {"layers": 2}, "initialization": {"layers": [0, 4]}},
+            "initialization.layers: a list must hold teacher layers, 0 to 3; the value is [0, 4]; correct it",
+        ),
+        ({"architecture": {"kv_heads": 2}}, "architecture.kv_heads: is no choice for bert models; the value is 2; remove the key"),
+        (
+            {"architecture": {"positions": {"choice": [32, 65]}}},
+            "architecture.positions: must not exceed the teacher's 64; the value is 65",
+        ),
+        (
+            {"architecture": {"positions": {"choice": [24, 32]}}},
+            "architecture.positions: must be at least 32 for task.max_length 32 (batches are padded to a multiple of 8); the value is 24; "
+            "raise it or lower task.max_length",
+        ),
         ({"initialization": {"width": "svd"}}, "initialization.width: must be one of slice"),
         ({"training": {"learning_rate": {"float": [1e-4, 3]}}}, "training.learning_rate: must lie between 0 and 1; the value is 3"),
         ({"training": {"learning_rate": "3e-4x"}}, "training.learning_rate: must lie between 0 and 1"),
@@ -243,6 +265,57 @@ def test_a_space_with_a_candidate_that_cannot_be_trained_is_refused(sections: di
     space(folder, **sections)
     messages = messages_of(folder / "study.yaml")
     assert any(f"space.yaml: {expected}" in message for message in messages), messages
+
+
+def test_axes_of_a_family_and_a_list_of_layers_may_stand_in_a_space(folder: Path) -> None:
+    space(folder, architecture={"layers": 2, "positions": {"choice": [32, 64]}}, initialization={"layers": {"choice": ["first", [0, 3]]}})
+    assert check.open_files(folder / "study.yaml").space == search_space.load(folder / "space.yaml")
+
+
+def test_every_named_initialization_is_known_and_a_convolution_is_no_place_for_pca() -> None:
+    shape, start = {"layers": 2, "heads": 4, "head_size": 4, "ffn_ratio": 1}, {"layers": {"choice": [*BY_PLACE, *BY_MEASURE]}}
+    found = search_space.parse({"architecture": shape, "initialization": {**start, "width": {"choice": list(WIDTHS)}}})
+    for name in ("bert", "deberta-v3", "modernbert", "llama"):
+        assert check.space_mistakes(found, CONFIGS[name]) == []
+    (message,) = check.space_mistakes(found, CONFIGS["deberta-v2"])
+    assert message.startswith("initialization.width: pca cannot be used on this deberta-v2 teacher")
+
+
+def test_attention_of_a_family_that_hides_it_is_refused() -> None:
+    content = {"layers": 2, "heads": 4, "head_size": 4, "ffn_ratio": 1}
+    found = search_space.parse(
+        {"architecture": content, "distillation": {"one_of": {"a": {"hidden_mse": {}}, "b": {"minilmv2": {"relation_heads": 8}}}}}
+    )
+    assert check.space_mistakes(found, CONFIGS["bert"]) == []
+    for name in ("deberta", "deberta-v3", "mpnet"):
+        (message,) = check.space_mistakes(found, CONFIGS[name])
+        assert message.startswith("distillation.b: minilmv2: needs a teacher whose queries and keys can be seen, "), message
+        assert "use knowledge of states (hidden_mse, cos, nst ..) or logits" in message
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "expected"),
+    [
+        ({"choice": [None, 30]}, "must be at least 80, the special tokens, bytes and characters .*; the value is 30; raise it"),
+        ({"choice": [250, 280]}, "must not exceed the teacher's 270 tokens; the value is 280; lower it, or write null"),
+        ("small", "must be a whole number, or null for the teacher's own; the value is 'small'"),
+        ({"int": [100, 200]}, "must be null, a size or a choice of these"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_made_is_refused(vocabulary: Any, expected: str, folder: Path) -> None:
+    tiny.save(folder / "model", tokens=tiny.SPELLED)
+    space(folder, architecture={"vocabulary": vocabulary})
+    (message,) = messages_of(folder / "study.yaml")
+    assert re.search(f"space.yaml: architecture.vocabulary: {expected}", message), message
+
+
+def test_a_vocabulary_with_which_no_recipe_can_be_used_is_refused(folder: Path) -> None:
+    tiny.save(folder / "model", tokens=tiny.SPELLED)
+    space(folder, architecture={"vocabulary": {"choice": [None, 130]}}, distillation={"cos": {"matching": "last_only"}})
+    (message,) = messages_of(folder / "study.yaml")
+    assert re.search("cos: compares token by token, .* architecture.vocabulary 130 .* a vocabulary of at least 2[0-9]+, or null", message)
+    space(folder, architecture={"vocabulary": {"choice": [None, 130]}})  # kd can
+    assert check.open_files(folder / "study.yaml").spec.name == "tiny"
 
 
 def test_a_mistake_that_only_two_choices_together_make_is_found(folder: Path) -> None:

@@ -3,12 +3,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSequenceClassification
 
 from kdsearch import cost
 from kdsearch.candidate import Architecture
 from kdsearch.students.build import skeleton
-from kdsearch.students.families import fixed_of, narrow
+from kdsearch.students.families import narrow
 from tests import tiny
+from tests.students import tiny_families
+from tests.students.tiny_families import CONFIGS
 
 ARCHITECTURES = st.builds(
     Architecture,
@@ -16,6 +19,7 @@ ARCHITECTURES = st.builds(
     heads=st.integers(1, 8),
     head_size=st.integers(1, 40),
     ffn_ratio=st.floats(0.05, 6),
+    vocabulary=st.one_of(st.none(), st.integers(1, 600)),
 )
 
 
@@ -24,22 +28,21 @@ ARCHITECTURES = st.builds(
 def test_parameters_are_those_of_the_built_model(shape: Architecture, classes: int, words: int, positions: int, types: int) -> None:
     teacher = tiny.config(classes, vocab_size=words, max_position_embeddings=positions, type_vocab_size=types)
     built = skeleton(teacher, shape)
-    assert cost.parameters(shape, fixed_of(teacher)) == sum(weight.numel() for weight in built.parameters())
+    assert cost.parameters(narrow(teacher, shape)) == built.num_parameters()
     assert cost.weight_bytes(10) == 40
 
 
-@pytest.mark.parametrize(
-    ("shape", "batch_size", "length", "classes"),
-    [
-        (Architecture(1, 2, 4, 1), 1, 8, 2),
-        (Architecture(3, 4, 6, 2.5), 5, 17, 2),
-        (tiny.SHAPE, 2, 32, 7),
-    ],
-)
-def test_flops_are_those_that_torch_counts(shape: Architecture, batch_size: int, length: int, classes: int) -> None:
-    teacher = tiny.config(classes)
-    built = type(tiny.teacher())(narrow(teacher, shape)).eval()
-    built.set_attn_implementation("eager")
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("layers", "batch_size", "length"), [(4, 1, 8), (3, 5, 17)])
+def test_flops_are_those_that_torch_counts(name: str, layers: int, batch_size: int, length: int) -> None:
+    config = narrow(CONFIGS[name], tiny_families.of_depth(name, layers, ffn_ratio=2.5))
+    built = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counted, torch.inference_mode():
-        built(input_ids=torch.ones(batch_size, length, dtype=torch.long))
-    assert cost.flops(shape, fixed_of(teacher), batch_size, length) == counted.get_total_flops()
+        built(input_ids=torch.full((batch_size, length), 7), attention_mask=torch.ones(batch_size, length, dtype=torch.long))
+    assert cost.flops(config, batch_size, length) == counted.get_total_flops()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_embedding_share_is_that_of_the_built_model(name: str) -> None:
+    model = tiny_families.teacher(name)
+    assert cost.embedding_share(model.config) == model.get_input_embeddings().weight.numel() / model.num_parameters()

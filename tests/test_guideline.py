@@ -51,6 +51,15 @@ def on(found, axis):
     return next(one for one in found if one.axis == axis)
 
 
+def test_the_vocabulary_is_an_axis_where_it_varies():
+    assert "vocabulary" not in {one.axis for one in guideline.statements(planted(40, 0))}
+    found = planted(40, 0)
+    for one in found[::2]:
+        one.candidate["architecture"]["vocabulary"] = 4000
+    said = on(guideline.statements(found), "vocabulary")
+    assert "vocabulary '4000' instead of" in said.statement or "vocabulary \"the teacher's\" instead of '4000'" in said.statement
+
+
 def test_planted_effects_are_found_at_40_trials_and_nothing_else_is():
     found = guideline.statements(planted(40, 0))
     layers, recipe = on(found, "layers"), on(found, "distillation")

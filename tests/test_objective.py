@@ -7,11 +7,14 @@ import torch
 
 from kdsearch import objective, search_space
 from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Term
+from kdsearch.distillation.distil import Lesson
+from kdsearch.distillation.knowledge import view
 from kdsearch.errors import UserError
 from kdsearch.records import COMPLETE, REFUSED
 from kdsearch.search_space import SearchSpace
 from kdsearch.students.build import build
 from kdsearch.study_file import Limits, StudySpec, Training
+from kdsearch.tasks.batches import collate
 from tests import tiny
 
 CONFIG = tiny.config()
@@ -47,6 +50,61 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> objective.Bench:
     monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
     spec = StudySpec.model_validate({**tiny.study(tmp_path), "proxy": {"steps": 4, "batch_tokens": 256, "transfer_share": 0.3}})
     return objective.prepare(spec, search_space.load(tmp_path / "space.yaml"), tmp_path, [])
+
+
+@pytest.fixture
+def spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> objective.Bench:
+    """A bench whose space has smaller vocabularies: 130 tokens split words, those that the texts use do not."""
+    monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
+    spec = StudySpec.model_validate(tiny.study(tmp_path, tiny.SPELLED))
+    content = tiny.space_content()
+    content["architecture"]["vocabulary"] = {"choice": [None, 130, 200]}
+    extra = Candidate(tiny.narrower(), distillation=Recipe("x", 0.0, (Term("hidden_mse"), Term("rkd"))))
+    return objective.prepare(spec, search_space.parse(content), tmp_path, [extra])
+
+
+def of_size(size: int | None, *knowledge: str) -> Candidate:
+    recipe = Recipe("tried", 0.5, tuple(Term(one) for one in knowledge))
+    return Candidate(Architecture(2, 2, 6, 1, vocabulary=size), Initialization("last"), recipe)
+
+
+def test_a_student_of_other_tokens_learns_from_logits_and_pooled_states(spelled: objective.Bench) -> None:
+    found = objective.evaluate(of_size(130, "kd", "rkd", "similarity"), spelled, 0)
+    assert (found.state, found.reason, found.violations) == (COMPLETE, None, (0.0,))
+    whole = objective.evaluate(of_size(None, "kd"), spelled, 0)
+    assert (whole.parameters or 0) - (found.parameters or 0) == 12 * (len(tiny.SPELLED) - 130)
+    assert spelled.reading(130).changed > 0
+    assert spelled.reading(130) is spelled.reading(130)
+
+
+def test_what_compares_token_by_token_is_refused_before_training_only_where_tokens_differ(spelled: objective.Bench) -> None:
+    told: list[Any] = []
+    found = objective.evaluate(of_size(130, "kd", "hidden_mse"), spelled, 0, True, progress=lambda *event: told.append(event))
+    assert (found.state, found.violations, told) == (REFUSED, (1.0,), [])
+    assert "tried: hidden_mse: compares token by token, and with architecture.vocabulary 130 the student" in (found.reason or "")
+    assert f"a vocabulary of at least {spelled.ranking.lossless}" in (found.reason or "")
+    enough = objective.evaluate(of_size(spelled.ranking.lossless, "kd", "hidden_mse"), spelled, 0)
+    assert (enough.state, spelled.reading(spelled.ranking.lossless).changed) == (COMPLETE, 0)
+    student = build(spelled.reading(130).teacher, of_size(130), 0)
+    with pytest.raises(UserError, match="hidden_mse: compares token by token"):
+        objective.train(student, of_size(130, "hidden_mse"), spelled, Training(steps=1))
+
+
+def test_the_teacher_is_asked_about_the_same_rows_on_its_own_tokens(spelled: objective.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    lessons: list[Lesson] = []
+    monkeypatch.setattr(objective, "distil", lambda student, candidate, shapes, lesson, progress: lessons.append(lesson))
+    for size in (None, 130):
+        student = build(spelled.reading(size).teacher, of_size(size), 0)
+        objective.train(student, of_size(size, "rkd"), spelled, Training(steps=1, batch_tokens=256))
+    rows = spelled.rows.train[:6]
+    batches = [collate(one.rows.encoded, rows, one.rows.pad_id, torch.device("cpu")) for one in lessons]
+    assert batches[1].attention_mask.sum() > batches[0].attention_mask.sum()  # smaller pieces
+    signals = frozenset({"logits", "hidden.3"})
+    expected, told = (one.teacher_of(signals, batch) for one, batch in zip(lessons, batches, strict=True))
+    assert torch.equal(told["logits"], expected["logits"])
+    pooled = [view("pooled", signals, 3, tiny.SHAPE, batch) for signals, batch in zip((expected, told), batches, strict=True)]
+    torch.testing.assert_close(*pooled)
+    assert torch.equal(told["mask"], batches[0].attention_mask)
 
 
 def narrow(recipe: Recipe) -> Candidate:

@@ -15,7 +15,7 @@ from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
 from kdsearch.search_space import SearchSpace, each_architecture, each_branch, parse, sample, smallest, suggest
-from kdsearch.students.families import architecture_of, fixed_of, mistakes
+from kdsearch.students.families import architecture_of, mistakes, narrow
 from tests import tiny
 
 FILES = sorted((tiny.REPOSITORY / "search_spaces").rglob("*.yaml"))
@@ -149,9 +149,20 @@ def test_the_log_and_step_of_a_range_reach_the_sampler() -> None:
     assert 0.3 < sum(rate < 1e-2 for rate in rates) / 100 < 0.7  # half of the decades; without log one in a hundred
 
 
+def test_the_teacher_s_own_vocabulary_is_no_smallest_one(mini_lm: PretrainedConfig) -> None:
+    space = parse({"architecture": {**ARCHITECTURE, "vocabulary": {"choice": [None, 8000, 4000]}}})
+    assert smallest(space).architecture.vocabulary == 4000
+    assert search_space.vocabularies(space) == [None, 8000, 4000]
+    assert search_space.vocabularies(ENCODER) == [None]
+    found = {suggest(space, optuna_study(seed).ask()).architecture.vocabulary for seed in range(12)}
+    assert found == {None, 8000, 4000}
+    costs = [cost.parameters(narrow(mini_lm, shape)) for shape in (smallest(space).architecture, smallest(ENCODER).architecture)]
+    assert costs[0] < costs[1]
+
+
 @given(candidate=tiny.candidates(ENCODER))
 def test_no_candidate_is_smaller_than_the_smallest(candidate: Candidate, mini_lm: PretrainedConfig) -> None:
-    found = [cost.parameters(shape, fixed_of(mini_lm)) for shape in (smallest(ENCODER).architecture, candidate.architecture)]
+    found = [cost.parameters(narrow(mini_lm, shape)) for shape in (smallest(ENCODER).architecture, candidate.architecture)]
     assert found[0] <= found[1]
 
 

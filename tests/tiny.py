@@ -25,6 +25,8 @@ REPOSITORY = Path(__file__).parents[1]
 GOOD, BAD = [f"good{i}" for i in range(20)], [f"bad{i}" for i in range(20)]
 FILLER = [f"word{i}" for i in range(150)]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *FILLER, ".", "!", "?"]
+SYMBOLS = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
+SPELLED = [*VOCABULARY, *SYMBOLS, *(f"##{symbol}" for symbol in SYMBOLS)]  # every word can also be spelled
 SHAPE = Architecture(layers=4, heads=4, head_size=12, ffn_ratio=4)
 
 
@@ -45,17 +47,17 @@ def teacher(seed: int = 17, classes: int = 2, attention: str = "eager", **change
     return model.eval()
 
 
-def tokenizer(folder: Path) -> BertTokenizerFast:
+def tokenizer(folder: Path, tokens: list[str] = VOCABULARY) -> BertTokenizerFast:
     vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(VOCABULARY) + "\n")
+    vocabulary.write_text("\n".join(tokens) + "\n")
     return BertTokenizerFast(vocab=str(vocabulary))
 
 
-def save(folder: Path, seed: int = 17, classes: int = 2) -> Path:
+def save(folder: Path, seed: int = 17, classes: int = 2, tokens: list[str] = VOCABULARY) -> Path:
     """A model folder as save_pretrained writes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    teacher(seed, classes).save_pretrained(folder)
-    tokenizer(folder).save_pretrained(folder)
+    teacher(seed, classes, vocab_size=len(tokens)).save_pretrained(folder)
+    tokenizer(folder, tokens).save_pretrained(folder)
     return folder
 
 
@@ -125,9 +127,9 @@ def space_content() -> dict[str, Any]:
     return content
 
 
-def study(folder: Path) -> dict[str, Any]:
+def study(folder: Path, tokens: list[str] = VOCABULARY) -> dict[str, Any]:
     """Writes a model, data and a space into the folder, and gives the study that names them as plain data."""
-    save(folder / "model")
+    save(folder / "model", tokens=tokens)
     found, labels = texts(120)
     write_csv(folder / "rows.csv", {"text": found, "label": labels, "source": ["a", "b"] * 60})
     write_csv(folder / "more.csv", {"text": texts(60, seed=1)[0]})

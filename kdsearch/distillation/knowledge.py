@@ -11,12 +11,14 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from kdsearch.candidate import Architecture, Recipe, Term
 from kdsearch.distillation import losses
 from kdsearch.distillation.losses import QKV
 from kdsearch.distillation.losses.contract import pairs as token_pairs
 from kdsearch.distillation.matching import plan, required_layers
+from kdsearch.students.families import architecture_of, classes_of, family_of
 from kdsearch.tasks.batches import Batch
 
 PROJECTIONS = ("query", "key", "value")
@@ -25,11 +27,12 @@ INPUTS = ("student", "teacher", "mask", "labels")
 
 @dataclass(frozen=True)
 class Shapes:
-    """The two models that a recipe compares."""
+    """The two models that a recipe compares; ``attention``: whether their family lets queries, keys and values be seen."""
 
     student: Architecture
     teacher: Architecture
     classes: int
+    attention: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Knowledge:
     def of_prediction(self) -> bool:
         """Whether it teaches the answer itself (logits) and not what leads to it."""
         return self.view == "logits"
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether token k of the student is compared with token k of the teacher, and not one vector per text."""
+        return self.view not in ("logits", "pooled")
 
     @cached_property
     def wants(self) -> frozenset[str]:
@@ -96,14 +104,22 @@ SIGNALS = {
 }
 
 
+def shapes_of(student: Architecture, teacher: PretrainedConfig) -> Shapes:
+    """A student and its teacher."""
+    return Shapes(student, architecture_of(teacher), classes_of(teacher), family_of(teacher).attention_path is not None)
+
+
 def view(kind: str, signals: dict[str, Tensor], layer: int, shape: Architecture, batch: Batch, project: nn.Module | None = None) -> Any:
-    """What a loss compares of one block: hidden states, their mean over tokens, attention scores, or queries, keys and values."""
+    """What a loss compares of one block: hidden states, their mean over tokens, attention scores, or queries, keys and values.
+
+    A teacher that tokenises otherwise tells its own ``mask`` among its signals.
+    """
     if kind in ("scores", "qkv"):
         q, k, *v = (_by_head(signals[f"{name}.{layer}"], shape) for name in SIGNALS[kind])
         return losses.scores(q, k) if kind == "scores" else QKV(q, k, v[0])
     states = signals[f"hidden.{layer}"]
     if kind == "pooled":
-        return losses.mean_token(states, batch.attention_mask)
+        return losses.mean_token(states, signals.get("mask", batch.attention_mask))
     return project(states) if project is not None else states
 
 
@@ -124,8 +140,17 @@ def guess(kind: str, told: Any, batch: Batch) -> Any:
 
 
 def signals_of(term: Term, shapes: Shapes, of_teacher: bool) -> set[str]:
-    """What one of the two models must tell for this term."""
+    """What one of the two models must tell for this term.
+
+    Raises:
+        ValueError: it asks for queries, keys or values of a family that does not show them.
+    """
     knowledge = KNOWLEDGE[term.knowledge]
+    if not shapes.attention and knowledge.view in ("scores", "qkv"):
+        raise ValueError(
+            "needs a teacher whose queries and keys can be seen, and this one's family computes attention out of sight; "
+            "use knowledge of states (hidden_mse, cos, nst ..) or logits"
+        )
     if knowledge.view == "logits":
         return {"logits"}
     if knowledge.view == "embedding":

@@ -33,6 +33,17 @@ def recipe_mistakes(recipe: Recipe, shapes: Shapes) -> list[str]:
     return [f"distillation.{recipe.name}: {message}" for message in messages]
 
 
+def token_mistakes(recipe: Recipe, vocabulary: object, lossless: int) -> list[str]:
+    """The terms that cannot be used on a student of this vocabulary because it splits words otherwise than its teacher does."""
+    known = [name for name, knowledge in KNOWLEDGE.items() if not knowledge.of_tokens]
+    return [
+        f"distillation.{recipe.name}: {term.name}: compares token by token, and with architecture.vocabulary {vocabulary} the student "
+        f"tokenises the task's texts otherwise than the teacher; use {', '.join(known)}, or a vocabulary of at least {lossless}, or null"
+        for term in recipe.terms
+        if KNOWLEDGE[term.knowledge].of_tokens
+    ]
+
+
 def _knob_mistakes(term: Term) -> list[str]:
     if not isinstance(term.knowledge, str) or term.knowledge not in KNOWLEDGE:
         return [unknown("knowledge type", term.knowledge, list(KNOWLEDGE))]

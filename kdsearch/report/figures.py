@@ -113,10 +113,11 @@ def divergence_figure(values: FrontValues) -> go.Figure:
 def in_words(candidate: Candidate) -> str:
     """A candidate in a few words."""
     shape, recipe = candidate.architecture, candidate.distillation
+    words = f", {shape.vocabulary:,} tokens" if shape.vocabulary else ""
     terms = " + ".join(f"{term.weight:.3g} {term.knowledge}" for term in recipe.terms)
     start = candidate.initialization
     return (
-        f"{shape.layers} layers × {shape.width} wide, {shape.heads} heads, FFN {shape.ffn}; "
+        f"{shape.layers} layers × {shape.width} wide, {shape.heads} heads, FFN {shape.ffn}{words}; "
         f"initialized from {start.layers} layers, width by {start.width}; "
         f"recipe {recipe.name}: {recipe.hard_weight:.3g} labels{' + ' if terms else ''}{terms}; "
         f"learning rate {candidate.training.learning_rate:.2g}"

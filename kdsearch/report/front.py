@@ -144,7 +144,7 @@ def _row(role: str, record: Record, chosen: dict[str, int]) -> Row:
         parameters=found.parameters,
         layers=candidate.architecture.layers,
         width=candidate.architecture.width,
-        initialization=candidate.initialization.layers,
+        initialization=str(candidate.initialization.layers),
         recipe=candidate.distillation.name,
         divergence=found.divergence,
     )

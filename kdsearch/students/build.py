@@ -6,6 +6,7 @@ from transformers.utils import logging
 
 from kdsearch.candidate import Architecture, Candidate
 from kdsearch.students.families import narrow
+from kdsearch.students.importance import Calibration
 from kdsearch.students.initialize import initialize
 
 
@@ -15,11 +16,20 @@ def skeleton(teacher: PretrainedConfig, architecture: Architecture) -> PreTraine
         return AutoModelForSequenceClassification.from_config(narrow(teacher, architecture))
 
 
-def build(teacher: PreTrainedModel, candidate: Candidate, seed: int) -> PreTrainedModel:
-    """The student, float32 on the CPU, started from the teacher as the candidate says; the seed decides what is random."""
+def build(teacher: PreTrainedModel, candidate: Candidate, seed: int, calibration: Calibration | None = None) -> PreTrainedModel:
+    """The student, float32 on the CPU, started from the teacher as the candidate says; the seed decides what is random.
+
+    A candidate that starts from another model takes that one as its ``teacher``; ``calibration`` is what some initializations choose by.
+
+    Raises:
+        ValueError: the candidate has a vocabulary that is not the teacher's (``students.vocabulary.with_vocabulary`` gives it that one), or
+            needs a calibration.
+    """
+    if (size := candidate.architecture.vocabulary) not in (None, teacher.config.vocab_size):
+        raise ValueError(f"a student of {size} tokens is cut from a teacher that has these; got one of {teacher.config.vocab_size}")
     logging.set_verbosity_error()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = AutoModelForSequenceClassification.from_config(narrow(teacher.config, candidate.architecture))
-    initialize(student, teacher, candidate.initialization)
+    initialize(student, teacher, candidate.initialization, calibration)
     return student.eval()

@@ -24,6 +24,10 @@ class Encoded:
         """Tokens per row."""
         return np.diff(self.offsets)
 
+    def span(self, row: int) -> tuple[int, int]:
+        """Where a row's ids start and end."""
+        return int(self.offsets[row]), int(self.offsets[row + 1])
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -30,7 +30,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's texts. ``classes`` names the label of each class index; ``majority`` is the share of the largest class."""
+    """A task's texts. ``classes`` names the label of each class index; ``corpus`` is a bigger text file, one text a line."""
 
     classes: list[str]
     train: Rows
@@ -38,6 +38,7 @@ class TaskData:
     test: Rows
     transfer: Rows
     held_out: Rows
+    corpus: Path | None = None
 
     @property
     def majority(self) -> float:
@@ -57,7 +58,7 @@ def load(task: Task, base: Path, order: list[str] | None = None) -> TaskData:
     train, validation, test = _split(labelled, classes, task)
     known = {*train.texts, *validation.texts, *test.texts}
     transfer, held_out = _transfer(task.transfer, base, task.split.seed, known) if task.transfer else ([], [])
-    return TaskData(classes, train, validation, test, Rows(transfer, None), Rows(held_out, None))
+    return TaskData(classes, train, validation, test, Rows(transfer, None), Rows(held_out, None), _corpus(task, base))
 
 
 def read(name: str, base: Path) -> Dataset:
@@ -89,6 +90,10 @@ def mistakes(task: Task, base: Path) -> list[str]:
     parts = [("task", task.data, task.where, [task.text, task.label])]
     if task.transfer:
         parts.append(("task.transfer", task.transfer.data, task.transfer.where, [task.transfer.text]))
+    try:
+        _corpus(task, base)
+    except UserError as error:
+        messages += error.messages
     for key, name, where, columns in parts:
         try:
             rows = read(name, base)
@@ -112,6 +117,13 @@ def sentences(text: str) -> list[str]:
     low, high = SENTENCE_WORDS
     pieces = SENTENCE_END.split(MARKUP.sub(" ", text))
     return [" ".join(piece.split()) for piece in pieces if low <= len(piece.split()) <= high]
+
+
+def _corpus(task: Task, base: Path) -> Path | None:
+    path = resolve(task.corpus, base) if task.corpus else None
+    if task.corpus and (path is None or not path.is_file()):
+        raise UserError(f"task.corpus: '{task.corpus}' is no file (looked in {base} and {Path.cwd()}); name a text file, one text a line")
+    return path
 
 
 def _split(rows: Rows, classes: list[str], task: Task) -> tuple[Rows, Rows, Rows]:

@@ -5,7 +5,7 @@ import pytest
 
 from kdsearch.candidate import Recipe, Term
 from kdsearch.distillation.knowledge import KNOWLEDGE, Shapes
-from kdsearch.distillation.mistakes import recipe_mistakes
+from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from tests import tiny
 
 CLASSES = 3  # dkd and dist need so many
@@ -77,6 +77,16 @@ def test_a_recipe_that_cannot_be_used_is_refused_with_its_reason(recipe: Recipe,
 def test_all_mistakes_of_a_recipe_come_at_once() -> None:
     recipe = Recipe("tried", -1.0, (Term("kd", 1.0, (("temprature", 2.0),)), Term("coss"), Term("gram", "x")))  # pyright: ignore[reportArgumentType]
     assert len(recipe_mistakes(recipe, Shapes(NARROW, tiny.SHAPE, 2))) == 4
+
+
+@pytest.mark.parametrize("knowledge", KNOWLEDGE)
+def test_what_compares_token_by_token_is_refused_on_another_tokenisation(knowledge: str) -> None:
+    found = token_mistakes(tiny.recipe(knowledge), 4000, 9000)
+    if KNOWLEDGE[knowledge].view in ("logits", "pooled"):
+        assert found == []
+        return
+    (message,) = found
+    assert re.match(rf"distillation\.tried: {knowledge}: compares token by token, .*vocabulary 4000 .* use kd, .*at least 9000", message)
 
 
 @pytest.mark.parametrize("knowledge", KNOWLEDGE)
