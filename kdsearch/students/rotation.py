@@ -146,8 +146,8 @@ def _refitted(name: str, weights: dict[str, Tensor], calibration: Calibration, b
     shift = _numbers(weights[_bias(name)]) if _bias(name) in weights else np.zeros(width)
     second, mean = calibration.second[name], calibration.mean[name]
     covariance = second - np.outer(mean, mean)
-    variance = np.einsum("dk,de,ek->k", basis, covariance, basis)
-    shared = np.einsum("dk,d,de,ek->k", basis, scale, covariance, basis)
+    turned = covariance @ basis
+    variance, shared = (basis * turned).sum(0), (basis * scale[:, None] * turned).sum(0)
     unit = np.sqrt(np.trace(basis.T @ second @ basis) / kept)
     known = variance > SMALL * variance.max()
     slope = np.where(known, shared / np.where(known, variance, 1.0), scale.mean())
