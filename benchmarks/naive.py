@@ -64,6 +64,7 @@ def shaped(layers: int, heads: int, head_size: int, rate: float) -> Params:
         "architecture.head_size": head_size,
         "architecture.ffn_ratio": 4,
         "initialization.layers": "uniform",
+        "initialization.width": "slice",
         "training.learning_rate": rate,
     }
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from transformers import AutoModelForSequenceClassification
 from kdsearch import search_space
 from kdsearch.candidate import Architecture, Candidate, Initialization
 from kdsearch.students.build import build, skeleton
+from kdsearch.students.importance import calibrate
+from kdsearch.students.removal import dropped
 from tests import tiny
 
 TEACHER, SPACE = tiny.teacher(), search_space.parse(tiny.space_content())
 BATCH = tiny.batch([7, 12])
+MEASURED = replace(calibrate(TEACHER, [BATCH], moments=True), dropped=dropped(TEACHER, [BATCH]))
 IN_ANOTHER_PROCESS = """
 import sys, numpy, torch
 from transformers import AutoModelForSequenceClassification
@@ -36,7 +40,7 @@ def logits(model: torch.nn.Module) -> np.ndarray:
 @settings(max_examples=20, deadline=None)
 @given(candidate=tiny.candidates(SPACE), seed=st.integers(0, 5))
 def test_a_saved_student_is_the_same_when_loaded(candidate: Candidate, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    student, folder = build(TEACHER, candidate, seed), tmp_path_factory.mktemp("student")
+    student, folder = build(TEACHER, candidate, seed, MEASURED), tmp_path_factory.mktemp("student")
     student.save_pretrained(folder)
     back = AutoModelForSequenceClassification.from_pretrained(folder)
     np.testing.assert_allclose(logits(back), logits(student), atol=1e-6)
