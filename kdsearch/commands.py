@@ -134,7 +134,8 @@ def picked(folder: study_folder.StudyFolder, pick: str) -> int:
     if pick in picks:
         return picks[pick]
     if not pick.isdecimal():
-        raise UserError(f"--pick: must be {', '.join(picks) or '(the front is empty)'} or a trial's number; the value is {pick!r}")
+        options = " or ".join([*picks, "a trial's number"])
+        raise UserError(f"--pick: must be {options}{'' if picks else ' (the front is empty)'}; the value is {pick!r}")
     return int(pick)
 
 
