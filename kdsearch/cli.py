@@ -38,11 +38,14 @@ def run(
     storage: Annotated[str | None, typer.Option(metavar="URL", help="Optuna storage; by default study.db in the study's folder.")] = None,
     out: Out = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed, instead of the study file's.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that evaluate side by side; by default one for each core, up to 8.")
+    ] = None,
 ) -> None:
     """Search for the best students. Started again, it resumes."""
     from kdsearch.commands import run_study
 
-    run_study(study, out, storage, {"minutes": minutes, "trials": trials, "seed": seed})
+    run_study(study, out, storage, {"minutes": minutes, "trials": trials, "seed": seed, "workers": workers})
 
 
 @app.command()

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import AutoConfig
 
-from kdsearch import check, estimate, objective, records, search, teacher
+from kdsearch import check, estimate, objective, records, search, study_store, teacher, workers
 from kdsearch import export as exporting
 from kdsearch import guideline as guidelines
 from kdsearch.candidate import Candidate, from_dict
@@ -45,27 +45,36 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
     study.folder.mkdir(parents=True, exist_ok=True)
     with _locked(study.folder):
         url = storage or default_storage(study.folder)
-        store = search.open_study(url, study.spec.name, fingerprint(study))
-        plan, hand_made = study.spec.search, _baselines(study)
-        with Display(console, plan, search.stored_records(store)) as display:
-            bench = objective.prepare(study.spec, study.space, study.base, list(hand_made.values()), display.progress)
-            search.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
+        store = study_store.open_study(url, study.spec.name, fingerprint(study))
+        plan, hand_made, count = study.spec.search, _baselines(study), workers.count_for(study.spec)
+        known = search.in_order(study_store.stored_records(store))
+        display = Display(console, plan, known, store.user_attrs.get(study_store.SECONDS, 0.0))
+        lesson = workers.Lesson(study.spec, study.space, study.base, list(hand_made.values()))
+        crew = workers.Workers(lesson, count, display.progress) if count > 1 else None
+        with display, crew or nullcontext():
+            bench = objective.prepare(study.spec, study.space, study.base, lesson.extra, display.progress)
+            study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
             _write_facts(study, bench)
             console.print(_introduction(bench), highlight=False)
             around = search.Surroundings(
+                plan,
                 study.space,
                 bench.rows.majority,
                 bench.facts["teacher"]["flops"],
                 study.folder,
                 lambda record: dashboard.note(record, bench.facts),
+                hand_made,
                 widest(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
             )
 
             def evaluate(candidate: Candidate, seed: int, anyway: bool) -> records.Measurement:
                 return objective.evaluate(candidate, bench, seed, anyway, display.progress)
 
+            if crew:
+                crew.open(bench.facts)
+            at_once = 1 if crew is None else count + 1  # one is asked for before it is needed
             try:
-                search.search(store, around, evaluate, plan, hand_made, display)
+                search.search(store, around, crew.evaluate if crew else evaluate, display, at_once)
             finally:
                 _write_results(study.folder, store, console)
     return study.folder

@@ -16,10 +16,11 @@ QUIET_SECONDS = 10.0
 class Display:
     """A live line on a terminal; elsewhere (a log file) a plain line every ten seconds."""
 
-    def __init__(self, console: Console, plan: Search, known: Sequence[Record] = ()) -> None:
-        self.console, self.plan, self.known = console, plan, list(known)
-        self.trial = ""
-        self.started = self.printed = time.monotonic()
+    def __init__(self, console: Console, plan: Search, known: Sequence[Record] = (), seconds: float = 0.0) -> None:
+        self.console, self.plan, self.known, self.seconds = console, plan, list(known), seconds
+        self.running: list[int] = []
+        self.began: float | None = None
+        self.printed = time.monotonic()
         self.stage = ""
         self.live = console.status("") if console.is_terminal else None
 
@@ -36,24 +37,32 @@ class Display:
         """One step of a stage is done; the display decides whether to say so."""
         now = time.monotonic()
         share = f" {done}/{total}" if total > 1 else ""
-        text = " · ".join(part for part in (self.trial, f"{stage}{share}", self.standing()) if part)
+        text = " · ".join(part for part in (self.trials(), f"{stage}{share}", self.standing()) if part)
         if self.live:
             self.live.update(escape(text))
-        elif (stage != self.stage and not self.trial) or now - self.printed > QUIET_SECONDS:
+        elif (stage != self.stage and not self.running) or now - self.printed > QUIET_SECONDS:
             self.printed = now
             self.console.print(f"  {escape(text)}", highlight=False)
         self.stage = stage
 
     def proposed(self, number: int, candidate: Candidate, baseline: str | None) -> None:
-        """A trial starts."""
-        self.started = time.monotonic()
-        self.trial = f"trial {number}{f' of about {self.expected(number)}' if self.known else ''}"
+        """A trial starts, or waits for a free worker."""
+        self.began = self.began or time.monotonic()
+        self.running.append(number)
         self.progress(baseline or in_words(candidate), 0, 1)
 
     def found(self, record: Record, known: Sequence[Record]) -> None:
         """A trial is over."""
         self.known = list(known)
+        self.running.remove(record.trial)
         self.console.print(escape(line(record)), highlight=False)
+
+    def trials(self) -> str:
+        """Which trials run, and about how many there will be."""
+        if not self.running:
+            return ""
+        numbers = ", ".join(str(number) for number in self.running)
+        return f"trial{'s' if len(self.running) > 1 else ''} {numbers}{f' of about {self.expected()}' if self.known else ''}"
 
     def standing(self) -> str:
         """The best student so far and the time left."""
@@ -62,21 +71,19 @@ class Display:
         if done:
             best = max(done, key=lambda record: record.measurement.accuracy or 0.0).measurement
             parts.append(f"best so far {best.accuracy:.3f} at {1 / (best.latency_relative or 1):.1f}x")
-        if self.trial:
-            parts.append(f"{self.left() / 60:.1f} min left")
+        if self.began:
+            parts.append(f"{max(0.0, self.plan.minutes * 60 - self.searched()) / 60:.1f} min left")
         return " · ".join(parts)
 
-    def left(self) -> float:
-        """Seconds of the budget that remain, the running trial's counted."""
-        return max(0.0, self.plan.minutes * 60 - _spent(self.known) - (time.monotonic() - self.started))
+    def searched(self) -> float:
+        """Seconds of the budget that are used."""
+        return self.seconds + (time.monotonic() - self.began if self.began else 0.0)
 
-    def expected(self, number: int) -> int:
-        """About how many trials there will be, at the mean duration so far."""
-        fresh = [record for record in self.known if record.duplicate_of is None]
-        guess = number + 1
-        if fresh and _spent(fresh) > 0:
-            guess += int((self.plan.minutes * 60 - _spent(fresh)) / (_spent(fresh) / len(fresh)))
-        return min(guess, self.plan.trials) if self.plan.trials else max(guess, number + 1)
+    def expected(self) -> int:
+        """About how many trials there will be, at the pace so far."""
+        guess = int(len(self.known) * self.plan.minutes * 60 / max(self.searched(), 1.0))
+        guess = max(guess, len(self.known) + len(self.running))
+        return min(guess, self.plan.trials) if self.plan.trials else guess
 
 
 def line(record: Record) -> str:
@@ -106,7 +113,3 @@ def in_words(candidate: Candidate) -> str:
         f"{shape.layers} x {shape.width} ({shape.heads} heads, ffn {shape.ffn}{words}), {candidate.initialization.layers} layers, "
         f"{candidate.distillation.name}, lr {candidate.training.learning_rate:.1g}"
     )
-
-
-def _spent(known: Sequence[Record]) -> float:
-    return sum(record.measurement.seconds for record in known if record.duplicate_of is None)

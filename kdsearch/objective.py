@@ -1,6 +1,8 @@
 """Candidate --> Measurement: the only place that states the order of the stages."""
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +45,7 @@ class Bench:
     """What every trial of a study shares: the teacher, the rows, the teacher's cached outputs, and what is known of the teacher.
 
     ``reduces``: whether students of the space may have smaller vocabularies; their readings are made when first asked for, and kept.
+    ``quiet``: what is open while latency is timed; workers stop the others with it.
     """
 
     spec: StudySpec
@@ -56,6 +59,7 @@ class Bench:
     readings: dict[int, Reading] = field(default_factory=dict)
     base: Path = Path()
     calibration: Calibration | None = None
+    quiet: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -72,8 +76,18 @@ class Bench:
         return self.readings[vocabulary]
 
 
-def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candidate], progress: Progress = silent) -> Bench:
-    """Load data and teacher (fine-tuned once), and compute the outputs that a candidate of the space, or one of ``extra``, can use."""
+def prepare(
+    spec: StudySpec,
+    space: SearchSpace,
+    base: Path,
+    extra: list[Candidate],
+    progress: Progress = silent,
+    facts: dict[str, Any] | None = None,
+) -> Bench:
+    """Load data and teacher (fine-tuned once), and compute the outputs that a candidate of the space, or one of ``extra``, can use.
+
+    ``facts``: what another process found out about this teacher and task already.
+    """
     device, seed = spec.target.device, spec.search.seed
     progress("reading the data", 0, 1)
     tokenizer = teacher.load_tokenizer(spec.teacher, base)
@@ -81,8 +95,10 @@ def prepare(spec: StudySpec, space: SearchSpace, base: Path, extra: list[Candida
     rows = pool.build(texts, tokenizer, spec.task.max_length)
     model, key = teacher.load(spec.teacher, base, rows, seed, device, progress)
     outputs = teacher.outputs(model, key, rows, signals_of(space, extra, model.config), device, progress)
-    facts, reduces = _facts(spec, model, rows, outputs, key), vocabularies(space) != [None]
-    _refuse_guessing(spec, facts)
+    reduces = vocabularies(space) != [None]
+    if facts is None:
+        facts = _facts(spec, model, rows, outputs, key)
+        _refuse_guessing(spec, facts)
     parts = calibration.parts_of(candidate.initialization for candidate in (*each_branch(space), *extra))
     scores = calibration.load(model, rows, parts, seed, device, progress)
     return Bench(spec, model, tokenizer, rows, outputs, facts, texts, reduces, base=base, calibration=scores)
@@ -126,7 +142,8 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
         over = (*excess(counted, bench), 1.0)
         return replace(counted, state=REFUSED, reason="; ".join(messages), violations=over, seconds=time.perf_counter() - start)
     student = started(candidate, bench, seed)
-    timed = _with_latency(counted, measure(student, bench.teacher, spec.target, seed))
+    with bench.quiet():
+        timed = _with_latency(counted, measure(student, bench.teacher, spec.target, seed))
     timed = replace(timed, violations=_violations(timed, bench))
     if (reason := broken(timed, bench)) and not train_anyway:
         return replace(timed, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)

@@ -1,9 +1,12 @@
 """What a trial found: one JSON line each, in and out. Reports, guideline and re-runs read records and nothing else."""
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterable
+import time
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +81,22 @@ def from_dict(data: dict[str, Any]) -> Record:
         baseline=data.get("baseline"),
         duplicate_of=data.get("duplicate_of"),
     )
+
+
+def measured(evaluate: Callable[..., Measurement], *arguments: Any) -> Measurement:
+    """What an evaluation found; what it raised, or a number that is none, becomes the reason of a failed measurement."""
+    start = time.perf_counter()
+    try:
+        found = evaluate(*arguments)
+        numbers = {name: getattr(found, name) for name in ("accuracy", "latency_relative", "divergence")}
+        odd = {name: value for name, value in numbers.items() if value is None or not math.isfinite(value)}
+        if found.state == COMPLETE and odd:
+            raise ArithmeticError(f"not finite: {', '.join(f'{name} {value}' for name, value in odd.items())}")
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        text = "".join(traceback.format_exception(error))[-4000:]
+        return Measurement(FAILED, reason=reason, seconds=time.perf_counter() - start, traceback=text)
+    return found
 
 
 def read(path: Path) -> list[Record]:

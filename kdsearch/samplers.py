@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,39 +15,43 @@ from kdsearch.study_file import Search
 
 
 class _Searched(optuna.Study):
-    """A study without its hand-made baselines: they have no parameters, and one such trial leaves GP and NSGA-II no common space."""
+    """A study as a sampler may see it: without its hand-made baselines (they have no parameters, and one such trial leaves GP and NSGA-II
+    no common space), without what was asked later than ``last``, and in the order of the places, whatever was interrupted."""
+
+    last: float
 
     def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[optuna.trial.FrozenTrial]:
         found = super()._get_trials(deepcopy, states, use_cache)
-        return [trial for trial in found if "baseline" not in trial.user_attrs]
+        seen = [trial for trial in found if "baseline" not in trial.user_attrs and trial.user_attrs.get("place", math.inf) <= self.last]
+        return sorted(seen, key=lambda trial: trial.user_attrs["place"])
 
 
 class OfTheSpace(BaseSampler):
-    """A sampler that sees only the trials that were sampled from the space (as Optuna's own HyperbandPruner narrows a study)."""
+    """A sampler that sees only the trials that were sampled from the space, up to a place (as Optuna's HyperbandPruner narrows a study)."""
 
-    def __init__(self, inner: BaseSampler) -> None:
-        self.inner = inner
+    def __init__(self, inner: BaseSampler, last: float = math.inf) -> None:
+        self.inner, self.last = inner, last
 
     def infer_relative_search_space(self, study: optuna.Study, trial: Any) -> dict[str, Any]:  # noqa: D102
-        return self.inner.infer_relative_search_space(_searched(study), trial)
+        return self.inner.infer_relative_search_space(self._searched(study), trial)
 
     def sample_relative(self, study: optuna.Study, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:  # noqa: D102
-        return self.inner.sample_relative(_searched(study), trial, search_space)
+        return self.inner.sample_relative(self._searched(study), trial, search_space)
 
     def sample_independent(self, study: optuna.Study, trial: Any, param_name: str, param_distribution: Any) -> Any:  # noqa: D102
-        return self.inner.sample_independent(_searched(study), trial, param_name, param_distribution)
+        return self.inner.sample_independent(self._searched(study), trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: Any) -> None:  # noqa: D102
-        self.inner.before_trial(_searched(study), trial)
+        self.inner.before_trial(self._searched(study), trial)
 
     def after_trial(self, study: optuna.Study, trial: Any, state: TrialState, values: Sequence[float] | None) -> None:  # noqa: D102
-        self.inner.after_trial(_searched(study), trial, state, values)
+        self.inner.after_trial(self._searched(study), trial, state, values)
 
-
-def _searched(study: optuna.Study) -> optuna.Study:
-    view = copy.copy(study)
-    view.__class__ = _Searched
-    return view
+    def _searched(self, study: optuna.Study) -> optuna.Study:
+        view = copy.copy(study)
+        view.__class__ = _Searched
+        view.last = self.last  # pyright: ignore[reportAttributeAccessIssue] - it is a _Searched now
+        return view
 
 
 def make_sampler(plan: Search, seed: int) -> BaseSampler:

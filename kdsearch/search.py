@@ -1,35 +1,32 @@
-"""Create or resume the study; ask a candidate, run it, tell what was found, until the budget is used. Optuna is only imported here
-and in samplers.
+"""Ask a candidate, have it evaluated, tell what was found, until the budget is used.
 
-One controller asks and tells. Every ask has a fresh sampler seeded from (seed, number of trials), so that a search that was killed and
-started again proposes what the uninterrupted one would have. The storage holds everything; trials.jsonl is derived from it.
+One controller asks and tells, and up to ``at_once`` candidates are evaluated side by side. Which result comes first is chance; what is
+proposed is not: the ask at place p sees the results of the places up to p - lag and no others, by a sampler seeded from (seed, p). So a
+search that was killed and started again proposes what the uninterrupted one would have. The storage holds everything; trials.jsonl is
+derived from it.
 """
 
-import json
-import math
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from kdsearch import records, search_space
+from kdsearch import records, search_space, study_store
 from kdsearch.candidate import Candidate, from_dict
-from kdsearch.errors import UserError
-from kdsearch.records import COMPLETE, FAILED, Measurement, Record
+from kdsearch.records import FAILED, Measurement, Record
 from kdsearch.samplers import OfTheSpace, derived, make_sampler
 from kdsearch.search_space import SearchSpace
 from kdsearch.study_file import Search
 
-MADE_BY = "made by"
-METRICS = ["accuracy", "log latency (relative to the teacher)"]
-MOST_RETRIES, MOST_DUPLICATES_IN_A_ROW = 3, 100
+MOST_DUPLICATES_IN_A_ROW = 100
+# So many asks for each trial beyond the first at once do not wait for a slow one.
+LAG = 2
 Objective = Callable[[Candidate, int, bool], Measurement]
 
 
@@ -43,140 +40,135 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the engine needs besides Optuna: the domains, the accuracy of guessing, the teacher's FLOPs, its folder, a trial's note, and
-    parameters that are tried before chance."""
+    """What the engine needs besides Optuna: the plan, the domains, the accuracy of guessing, the teacher's FLOPs, the study's folder, a
+    trial's note, and what is tried before chance: whole candidates, and parameters that the sampler completes."""
 
+    plan: Search
     space: SearchSpace
     floor: float
     teacher_flops: float
     folder: Path
     note: Callable[[Record], str]
+    baselines: dict[str, Candidate] = field(default_factory=dict)
     starts: Sequence[dict[str, Any]] = ()
 
 
-def open_study(storage: str, name: str, facts: dict[str, Any]) -> optuna.Study:
-    """The study of this name, new or as it was left.
+@dataclass(frozen=True)
+class Asked:
+    """A trial that was asked for and is not told yet."""
 
-    Raises:
-        UserError: the stored study was made with another teacher, data, space, target or seed; the message names what differs.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        try:
-            study = optuna.create_study(storage=backend(storage), study_name=name, directions=["maximize", "minimize"], load_if_exists=True)
-        except (SQLAlchemyError, ImportError, ValueError, optuna.exceptions.OptunaError) as error:
-            raise UserError(
-                f"storage {storage}: cannot be opened ({' '.join(str(error).split())[:200]}); correct it with --storage"
-            ) from None
-        # Optuna takes up a study of that name whatever it was made for, and whatever its directions are.
-        if study.trials and study.user_attrs.get(MADE_BY) != "kdsearch":
-            raise UserError(f"storage {storage}: its study '{name}' was not made by kdsearch; give this one another name or --storage")
-        study.set_user_attr(MADE_BY, "kdsearch")
-        study.set_metric_names(METRICS)
-    same_as_before(study, facts)
-    return study
+    trial: optuna.Trial
+    place: int
+    candidate: Candidate
+    baseline: str | None
 
 
-def same_as_before(study: optuna.Study, facts: dict[str, Any]) -> None:
-    """Remember what a study's trials depend on, or compare it with what was remembered.
+@dataclass(frozen=True)
+class State:
+    """Records by place, trials that run, and trials that wait for the result of one that runs: it is the same student."""
 
-    Raises:
-        UserError: something differs; the message names it.
-    """
-    fix = "restore it to resume, or give the study another name or --out folder to start anew"
-    messages = []
-    for key, value in facts.items():
-        if key not in study.user_attrs or not study.trials:  # before the first trial nothing depends on it
-            study.set_user_attr(key, value)
-        elif json.dumps(study.user_attrs[key], sort_keys=True) != json.dumps(value, sort_keys=True):
-            messages.append(f"study '{study.study_name}': {key} differs from what its {len(study.trials)} trials were made with; {fix}")
-    if messages:
-        raise UserError(messages)
+    known: dict[int, Record]
+    running: dict[Future[Measurement], Asked] = field(default_factory=dict)
+    held: list[Asked] = field(default_factory=list)
 
-
-def backend(storage: str) -> optuna.storages.RDBStorage:
-    """The storage behind a URL; SQLite waits up to a minute for a lock."""
-    options = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
-    return optuna.storages.RDBStorage(storage, engine_kwargs=options)
+    @property
+    def open(self) -> list[Asked]:
+        """What is asked and not told."""
+        return [*self.running.values(), *self.held]
 
 
 def search(
-    study: optuna.Study, around: Surroundings, objective: Objective, plan: Search, baselines: dict[str, Candidate], watcher: Watcher
+    study: optuna.Study,
+    around: Surroundings,
+    objective: Objective,
+    watcher: Watcher,
+    at_once: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Record]:
     """Run trials until the study's minutes or trials are used up; the records of all trials, of earlier sessions too.
+
+    With ``at_once`` above 1 the objective is called from as many threads.
 
     Raises:
         RuntimeError: more failures in a row than the study allows; finished trials are kept.
     """
-    close_interrupted(study)
-    known = stored_records(study)
-    records.write(around.folder / "trials.jsonl", known)
-    while not exhausted(known, plan):
-        _enqueue_next(study, baselines if plan.baselines else {}, around.starts)
-        study.sampler = OfTheSpace(make_sampler(plan, derived(plan.seed, len(known))))
-        trial = study.ask()
-        candidate = _proposal(trial, around.space)
-        baseline = trial.user_attrs.get("baseline")
-        watcher.proposed(trial.number, candidate, baseline)
-        record = _run(trial, candidate, baseline, known, objective, plan)
-        _tell(study, trial, record, around)
-        known.append(record)
-        records.write(around.folder / "trials.jsonl", known)
-        watcher.found(record, known)
-        _stop_on_failures(known, plan)
-    return known
+    study_store.close_interrupted(study)
+    state = State(study_store.stored_records(study))
+    begin = clock() - study.user_attrs.get(study_store.SECONDS, 0.0)
+    seed = derived(around.plan.seed, -1)  # the same for every candidate: equal weights and data order make their difference clearer
+
+    def settle(asked: Asked, record: Record) -> None:
+        study_store.tell(study, asked.trial, record, around.note(record), around.floor, around.teacher_flops)
+        study.set_user_attr(study_store.SECONDS, clock() - begin)
+        state.known[asked.place] = record
+        records.write(around.folder / "trials.jsonl", in_order(state.known))
+        watcher.found(record, in_order(state.known))
+
+    records.write(around.folder / "trials.jsonl", in_order(state.known))
+    with _hands(at_once) as hands:
+        while True:
+            while len(state.running) < at_once and not exhausted(state, around.plan, clock() - begin):
+                asked = _ask(study, around, state, 1 + LAG * (at_once - 1))
+                if asked is None:
+                    break
+                watcher.proposed(asked.trial.number, asked.candidate, asked.baseline)
+                if twin := _twin(asked, state.known.values()):
+                    settle(asked, _repeated(asked, twin))
+                elif any(one.candidate.key() == asked.candidate.key() for one in state.running.values()):
+                    state.held.append(asked)
+                else:
+                    state.running[hands.submit(records.measured, objective, asked.candidate, seed, asked.baseline is not None)] = asked
+            if not state.running:
+                return in_order(state.known)
+            for future in wait(state.running, return_when=FIRST_COMPLETED).done:
+                asked = state.running.pop(future)
+                settle(asked, Record(asked.trial.number, asked.candidate.to_dict(), future.result(), seed, asked.baseline))
+                for other in [one for one in state.held if one.candidate.key() == asked.candidate.key()]:
+                    state.held.remove(other)
+                    settle(other, _repeated(other, state.known[asked.place]))
+            _stop_on_failures(in_order(state.known), around.plan)
 
 
-def exhausted(known: Sequence[Record], plan: Search) -> bool:
-    """Whether the budget is used: minutes spent in trials, number of trials, or nothing new left to propose."""
-    spent = sum(record.measurement.seconds for record in known if record.duplicate_of is None)
-    recent = known[-MOST_DUPLICATES_IN_A_ROW:]
+def in_order(known: dict[int, Record]) -> list[Record]:
+    """Records by their place."""
+    return [known[place] for place in sorted(known)]
+
+
+def exhausted(state: State, plan: Search, seconds: float) -> bool:
+    """Whether the budget is used: minutes of search, number of trials, or nothing new left to propose."""
+    recent = in_order(state.known)[-MOST_DUPLICATES_IN_A_ROW:]
     nothing_new = len(recent) == MOST_DUPLICATES_IN_A_ROW and all(record.duplicate_of is not None for record in recent)
-    return spent >= plan.minutes * 60 or (plan.trials is not None and len(known) >= plan.trials) or nothing_new
+    enough = plan.trials is not None and len(state.known) + len(state.open) >= plan.trials
+    return seconds >= plan.minutes * 60 or enough or nothing_new
 
 
-def close_interrupted(study: optuna.Study) -> None:
-    """Settle trials that a kill left running: one with a record is told, any other is failed and its candidate queued again."""
-    for trial in study.get_trials(states=[TrialState.RUNNING]):
-        live = optuna.trial.Trial(study, trial._trial_id)
-        if "record" in trial.user_attrs:
-            record = records.from_dict(trial.user_attrs["record"])
-            study.tell(trial.number, _values(record, trial.user_attrs["floor"], trial.user_attrs["teacher_flops"]), state=_state(record))
-            continue
-        live.set_user_attr("interrupted", True)
-        retries = trial.user_attrs.get("retries", 0)
-        attributes = {key: trial.user_attrs[key] for key in ("baseline", "candidate", "start") if key in trial.user_attrs}
-        again = "candidate" in attributes and retries < MOST_RETRIES
-        # A kill may have come after the queueing and before the end.
-        queued = any(other.user_attrs.get("retry_of") == trial.number for other in study.get_trials(deepcopy=False))
-        live.set_user_attr("reason", "interrupted: the process ended while it ran" + ("; queued again" if again else "; not tried again"))
-        if again and not queued:
-            # A retry that was killed while it was still asking has only part of its parameters; the queue's own attribute has all.
-            params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-            study.enqueue_trial(params, user_attrs={**attributes, "retries": retries + 1, "retry_of": trial.number})
-        study.tell(trial.number, state=TrialState.FAIL)
+def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> Asked | None:
+    """The next trial; None when the results that it must see are not there yet."""
+    waiting = study.get_trials(deepcopy=False, states=[TrialState.WAITING])  # the first of them is what Optuna takes
+    taken = {*state.known, *(one.place for one in state.open), *map(study_store.place_of, waiting)}
+    kept = study_store.place_of(waiting[0]) if waiting else None
+    place = next(place for place in range(len(taken) + 1) if place not in taken) if kept is None else kept
+    if kept is None and any(earlier not in state.known for earlier in range(place - lag + 1)):
+        return None
+    if not waiting:
+        _enqueue_next(study, around)
+    study.sampler = OfTheSpace(make_sampler(around.plan, derived(around.plan.seed, place)), place - lag)
+    trial = study.ask()
+    trial.set_user_attr("place", place)
+    return Asked(trial, place, _proposal(trial, around.space), trial.user_attrs.get("baseline"))
 
 
-def stored_records(study: optuna.Study) -> list[Record]:
-    """The record of every finished trial, in order; interrupted trials have none."""
-    finished = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.FAIL])
-    return [records.from_dict(trial.user_attrs["record"]) for trial in finished if "record" in trial.user_attrs]
-
-
-def _enqueue_next(study: optuna.Study, baselines: dict[str, Candidate], starts: Sequence[dict[str, Any]]) -> None:
-    """Queue the first baseline that was not queued yet, then the starts, unless something waits already: what was interrupted goes first.
+def _enqueue_next(study: optuna.Study, around: Surroundings) -> None:
+    """Queue the first baseline that was not queued yet, then the starts.
 
     A baseline need not lie in the space, so it is carried whole; a start has some parameters, and the sampler adds the rest.
     """
     trials = study.get_trials(deepcopy=False)
-    if any(trial.state == TrialState.WAITING for trial in trials):
-        return
     queued = {trial.user_attrs.get(kind) for trial in trials for kind in ("baseline", "start")}
-    if following := next((name for name in baselines if name not in queued), None):
-        study.enqueue_trial({}, user_attrs={"baseline": following, "candidate": baselines[following].to_dict()})
-    elif (number := next((number for number in range(len(starts)) if number not in queued), None)) is not None:
-        study.enqueue_trial(starts[number], user_attrs={"start": number})
+    if following := next((name for name in around.baselines if name not in queued), None):
+        study.enqueue_trial({}, user_attrs={"baseline": following, "candidate": around.baselines[following].to_dict()})
+    elif (number := next((number for number in range(len(around.starts)) if number not in queued), None)) is not None:
+        study.enqueue_trial(around.starts[number], user_attrs={"start": number})
 
 
 def _proposal(trial: optuna.Trial, space: SearchSpace) -> Candidate:
@@ -187,63 +179,33 @@ def _proposal(trial: optuna.Trial, space: SearchSpace) -> Candidate:
     return candidate
 
 
-def _run(
-    trial: optuna.Trial, candidate: Candidate, baseline: str | None, known: Sequence[Record], objective: Objective, plan: Search
-) -> Record:
-    twin = next((record for record in known if from_dict(record.candidate).key() == candidate.key()), None)
-    if twin is not None:
-        return replace(twin, trial=trial.number, candidate=candidate.to_dict(), baseline=baseline, duplicate_of=twin.trial)
-    seed = derived(plan.seed, -1)  # the same for every candidate: equal weights and data order make their difference clearer
-    start = time.perf_counter()
+def _twin(asked: Asked, known: Iterable[Record]) -> Record | None:
+    """The first record of the same student."""
+    key = asked.candidate.key()
+    return next((record for record in known if record.duplicate_of is None and from_dict(record.candidate).key() == key), None)
+
+
+def _repeated(asked: Asked, twin: Record) -> Record:
+    return replace(twin, trial=asked.trial.number, candidate=asked.candidate.to_dict(), baseline=asked.baseline, duplicate_of=twin.trial)
+
+
+class _Here(Executor):
+    """Calls at once, in the caller's thread: one candidate at a time needs no other."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@contextmanager
+def _hands(count: int) -> Iterator[Executor]:
+    """Who calls the objective. An interruption does not wait for what is running."""
+    executor = ThreadPoolExecutor(count) if count > 1 else _Here()
     try:
-        measurement = objective(candidate, seed, baseline is not None)
-        known_numbers = {name: getattr(measurement, name) for name in ("accuracy", "latency_relative", "divergence")}
-        odd = {name: value for name, value in known_numbers.items() if value is None or not math.isfinite(value)}
-        if measurement.state == COMPLETE and odd:
-            raise ArithmeticError(f"not finite: {', '.join(f'{name} {value}' for name, value in odd.items())}")
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        text = "".join(traceback.format_exception(error))[-4000:]
-        measurement = Measurement(FAILED, reason=reason, seconds=time.perf_counter() - start, traceback=text)
-    return Record(trial.number, candidate.to_dict(), measurement, seed, baseline)
-
-
-def _tell(study: optuna.Study, trial: optuna.Trial, record: Record, around: Surroundings) -> None:
-    """Write all of a trial, its record last, then finish it: after a kill it is told from its record or was never there."""
-    found = record.measurement
-    if found.violations:
-        # The key that both Optuna's samplers and the dashboard (0.21) read; Trial.set_constraint is invisible to the latter.
-        study._storage.set_trial_system_attr(trial._trial_id, "constraints", list(found.violations))
-    for key in ("accuracy_se", "divergence", "latency_ms", "latency_relative", "parameters", "reason"):
-        if (value := getattr(found, key)) is not None:
-            trial.set_user_attr(key, value)
-    trial.set_user_attr("state", found.state)
-    _save_note(trial, around.note(record))
-    trial.set_user_attr("floor", around.floor)
-    trial.set_user_attr("teacher_flops", around.teacher_flops)
-    trial.set_user_attr("record", record.to_dict())
-    study.tell(trial, _values(record, around.floor, around.teacher_flops), state=_state(record))
-
-
-def _save_note(trial: optuna.Trial, body: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from optuna_dashboard import save_note  # noqa: PLC0415 - its import warns
-
-        save_note(trial, body)
-
-
-def _state(record: Record) -> TrialState:
-    return TrialState.FAIL if record.measurement.state == FAILED else TrialState.COMPLETE
-
-
-def _values(record: Record, floor: float, teacher_flops: float) -> list[float] | None:
-    """Accuracy and log latency; a refused candidate counts as guessing, at its measured latency, or else at its share of the FLOPs."""
-    found = record.measurement
-    if found.state == FAILED:
-        return None
-    latency = found.latency_relative or (found.flops or teacher_flops) / teacher_flops
-    return [found.accuracy if found.accuracy is not None else floor, math.log(latency)]
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _stop_on_failures(known: Sequence[Record], plan: Search) -> None:

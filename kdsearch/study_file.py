@@ -110,13 +110,17 @@ class FullTraining(Training):
 
 
 class Search(Section):
-    """How candidates are proposed, and when the search ends: by minutes of search, or by trials, whichever comes first."""
+    """How candidates are proposed, and when the search ends: by minutes of search, or by trials, whichever comes first.
+
+    ``workers``: processes that evaluate side by side; null is one for each core, up to 8, and one on a GPU.
+    """
 
     sampler: Literal["tpe", "nsga2", "gp", "random"] = "tpe"
     minutes: Positive = 30
     trials: Count | None = None
     startup_trials: Count = 10
     seed: Seed = 0
+    workers: Count | None = None
     baselines: bool = True
     max_failures_in_a_row: Count = 5
 

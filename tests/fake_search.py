@@ -2,12 +2,16 @@
 
 import hashlib
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdsearch import search, search_space
+import optuna
+
+from kdsearch import search, search_space, study_store
 from kdsearch.candidate import Candidate
 from kdsearch.records import COMPLETE, REFUSED, Measurement, Record
+from kdsearch.search_space import SearchSpace
 from kdsearch.students.baselines import baselines
 from kdsearch.study_file import Search
 
@@ -54,17 +58,26 @@ def objective(candidate: Candidate, seed: int, anyway: bool) -> Measurement:
     )
 
 
-def around(folder: Path) -> search.Surroundings:
-    return search.Surroundings(SPACE, 0.5, 1.0, folder, lambda record: f"trial {record.trial}")
+def around(folder: Path, plan: Search, baselines: dict[str, Candidate] | None = None, space: SearchSpace = SPACE) -> search.Surroundings:
+    return search.Surroundings(plan, space, 0.5, 1.0, folder, lambda record: f"trial {record.trial}", baselines or {})
 
 
-def run(folder: Path, trials: int, sampler: str = "tpe", speaks: bool = False) -> list[Record]:
+def slow(candidate: Candidate, seed: int, anyway: bool) -> Measurement:
+    """Takes up to 60 ms, by content, so that side by side the ends come in another order than the asks."""
+    time.sleep(int(candidate.key()[:2], 16) / 256 * 0.06)
+    return objective(candidate, seed, anyway)
+
+
+def run(folder: Path, trials: int, sampler: str = "tpe", speaks: bool = False, at_once: int = 1) -> list[Record]:
     folder.mkdir(parents=True, exist_ok=True)
     plan = Search(sampler=sampler, trials=trials, startup_trials=5, minutes=1000)  # pyright: ignore[reportArgumentType]
-    study = search.open_study(f"sqlite:///{folder / 'study.db'}", "fake", {"space": SPACE.content})
+    study = study_store.open_study(f"sqlite:///{folder / 'study.db'}", "fake", {"space": SPACE.content})
+    return search.search(study, around(folder, plan, BASELINES), slow if at_once > 1 else objective, Watcher(speaks), at_once)
 
-    return search.search(study, around(folder), objective, plan, BASELINES, Watcher(speaks))
+
+def quiet_load(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="fake", storage=f"sqlite:///{folder / 'study.db'}")
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]), speaks=True)
+    run(Path(sys.argv[1]), int(sys.argv[2]), speaks=True, at_once=int(sys.argv[3]))

@@ -47,10 +47,11 @@ def test_reports_and_files_open_without_torch_or_optuna(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-def test_only_search_its_samplers_and_the_dashboard_know_optuna() -> None:
+def test_only_the_search_its_samplers_its_store_and_the_dashboard_know_optuna() -> None:
     users = [path for path in FILES if re.search(r"^\s*(import|from) optuna", path.read_text(encoding="utf-8"), re.MULTILINE)]
     assert [path.relative_to(ROOT).as_posix() for path in users] == [
         "kdsearch/report/dashboard.py",
         "kdsearch/samplers.py",
         "kdsearch/search.py",
+        "kdsearch/study_store.py",
     ]

@@ -1,0 +1,165 @@
+"""What a study's storage holds: opened for one study only, its finished trials as records, and what a kill left behind.
+
+A trial has a *place*: the number it would have had if nothing had been interrupted. A retry keeps the place of what it retries, so that a
+search that was killed sees its trials in the order of one that was not.
+"""
+
+import json
+import math
+import warnings
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from kdsearch import records
+from kdsearch.errors import UserError
+from kdsearch.records import FAILED, Measurement, Record
+
+MADE_BY, SECONDS = "made by", "seconds searched"
+METRICS = ["accuracy", "log latency (relative to the teacher)"]
+MOST_RETRIES = 3
+# What a retry takes over from the trial that was interrupted.
+KEPT = ("baseline", "candidate", "start", "place")
+
+
+def open_study(storage: str, name: str, facts: dict[str, Any]) -> optuna.Study:
+    """The study of this name, new or as it was left.
+
+    Raises:
+        UserError: the stored study was made with another teacher, data, space, target or seed; the message names what differs.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            study = optuna.create_study(storage=backend(storage), study_name=name, directions=["maximize", "minimize"], load_if_exists=True)
+        except (SQLAlchemyError, ImportError, ValueError, optuna.exceptions.OptunaError) as error:
+            raise UserError(
+                f"storage {storage}: cannot be opened ({' '.join(str(error).split())[:200]}); correct it with --storage"
+            ) from None
+        # Optuna takes up a study of that name whatever it was made for, and whatever its directions are.
+        if study.trials and study.user_attrs.get(MADE_BY) != "kdsearch":
+            raise UserError(f"storage {storage}: its study '{name}' was not made by kdsearch; give this one another name or --storage")
+        study.set_user_attr(MADE_BY, "kdsearch")
+        study.set_metric_names(METRICS)
+    same_as_before(study, facts)
+    return study
+
+
+def same_as_before(study: optuna.Study, facts: dict[str, Any]) -> None:
+    """Remember what a study's trials depend on, or compare it with what was remembered.
+
+    Raises:
+        UserError: something differs; the message names it.
+    """
+    fix = "restore it to resume, or give the study another name or --out folder to start anew"
+    messages = []
+    for key, value in facts.items():
+        if key not in study.user_attrs or not study.trials:  # before the first trial nothing depends on it
+            study.set_user_attr(key, value)
+        elif json.dumps(study.user_attrs[key], sort_keys=True) != json.dumps(value, sort_keys=True):
+            messages.append(f"study '{study.study_name}': {key} differs from what its {len(study.trials)} trials were made with; {fix}")
+    if messages:
+        raise UserError(messages)
+
+
+def backend(storage: str) -> optuna.storages.RDBStorage:
+    """The storage behind a URL; SQLite waits up to a minute for a lock, and syncs to the disk seldom.
+
+    With a write-ahead log a commit survives the death of the process at a tenth of the time; only the machine's own can take the last ones.
+    """
+    if not storage.startswith("sqlite"):
+        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+    found = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": 60}})
+    if found.engine.url.database:
+        with found.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        event.listen(found.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=NORMAL"))
+        found.engine.dispose()  # connections made before have not heard of it
+    return found
+
+
+def place_of(trial: FrozenTrial) -> int | None:
+    """A trial's place in the search; None before it was given one."""
+    return trial.user_attrs.get("place")
+
+
+def stored_records(study: optuna.Study) -> dict[int, Record]:
+    """The record of every finished trial by its place, in order; interrupted trials have none."""
+    finished = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.FAIL])
+    found = {place_of(trial): records.from_dict(trial.user_attrs["record"]) for trial in finished if "record" in trial.user_attrs}
+    return {place: found[place] for place in sorted(place for place in found if place is not None)}
+
+
+def close_interrupted(study: optuna.Study) -> None:
+    """Settle trials that a kill left running: one with a record is told, any other is failed and its candidate queued again."""
+    for trial in study.get_trials(states=[TrialState.RUNNING]):
+        if "record" in trial.user_attrs:
+            record = records.from_dict(trial.user_attrs["record"])
+            study.tell(trial.number, values(record, trial.user_attrs["floor"], trial.user_attrs["teacher_flops"]), state=state(record))
+        else:
+            _close(study, trial)
+
+
+def _close(study: optuna.Study, trial: FrozenTrial) -> None:
+    live = optuna.trial.Trial(study, trial._trial_id)
+    live.set_user_attr("interrupted", True)
+    retries = trial.user_attrs.get("retries", 0)
+    attributes = {key: trial.user_attrs[key] for key in KEPT if key in trial.user_attrs}
+    known = "candidate" in attributes or "start" in attributes
+    again = known and retries < MOST_RETRIES
+    # A kill may have come after the queueing and before the end.
+    queued = any(other.user_attrs.get("retry_of") == trial.number for other in study.get_trials(deepcopy=False))
+    reason = "interrupted: the process ended while it ran" + ("; queued again" if again else "; not tried again")
+    live.set_user_attr("reason", reason)
+    if again and not queued:
+        # A retry that was killed while it was still asking has only part of its parameters; the queue's own attribute has all.
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        study.enqueue_trial(params, user_attrs={**attributes, "retries": retries + 1, "retry_of": trial.number})
+    if "candidate" in attributes and not again:
+        # It holds its place: the same sampler would propose it again.
+        record = Record(trial.number, attributes["candidate"], Measurement(FAILED, reason=reason), 0, attributes.get("baseline"))
+        live.set_user_attr("record", record.to_dict())
+    study.tell(trial.number, state=TrialState.FAIL)
+
+
+def tell(study: optuna.Study, trial: optuna.Trial, record: Record, note: str, floor: float, teacher_flops: float) -> None:
+    """Write all of a trial, its record last, then finish it: after a kill it is told from its record or was never there."""
+    found = record.measurement
+    if found.violations:
+        # The key that both Optuna's samplers and the dashboard (0.21) read; Trial.set_constraint is invisible to the latter.
+        study._storage.set_trial_system_attr(trial._trial_id, "constraints", list(found.violations))
+    for key in ("accuracy_se", "divergence", "latency_ms", "latency_relative", "parameters", "reason"):
+        if (value := getattr(found, key)) is not None:
+            trial.set_user_attr(key, value)
+    trial.set_user_attr("state", found.state)
+    _save_note(trial, note)
+    trial.set_user_attr("floor", floor)
+    trial.set_user_attr("teacher_flops", teacher_flops)
+    trial.set_user_attr("record", record.to_dict())
+    study.tell(trial, values(record, floor, teacher_flops), state=state(record))
+
+
+def _save_note(trial: optuna.Trial, body: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from optuna_dashboard import save_note  # noqa: PLC0415 - its import warns
+
+        save_note(trial, body)
+
+
+def state(record: Record) -> TrialState:
+    """How Optuna calls a record's state."""
+    return TrialState.FAIL if record.measurement.state == FAILED else TrialState.COMPLETE
+
+
+def values(record: Record, floor: float, teacher_flops: float) -> list[float] | None:
+    """Accuracy and log latency; a refused candidate counts as guessing, at its measured latency, or else at its share of the FLOPs."""
+    found = record.measurement
+    if found.state == FAILED:
+        return None
+    latency = found.latency_relative or (found.flops or teacher_flops) / teacher_flops
+    return [found.accuracy if found.accuracy is not None else floor, math.log(latency)]

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import optuna
+import pytest
+
+from kdsearch import records, search_space, study_store
+from kdsearch.errors import UserError
+from tests import fake_search
+from tests.fake_search import quiet_load
+
+
+def test_a_trial_killed_between_its_record_and_its_end_is_told_not_run_again(tmp_path: Path) -> None:
+    fake_search.run(tmp_path, 4)
+    study = quiet_load(tmp_path)
+    trial = study.ask()
+    candidate = search_space.suggest(fake_search.SPACE, trial)
+    record = records.Record(trial.number, candidate.to_dict(), fake_search.objective(candidate, 0, True), 0)
+    for key, value in (
+        ("place", 4),
+        ("candidate", candidate.to_dict()),
+        ("floor", 0.5),
+        ("teacher_flops", 1.0),
+        ("record", record.to_dict()),
+    ):
+        trial.set_user_attr(key, value)
+    found = fake_search.run(tmp_path, 6)
+    assert found[4] == record
+    assert quiet_load(tmp_path).trials[4].state.name == "COMPLETE"
+
+
+def test_a_candidate_that_is_killed_every_time_is_given_up(tmp_path: Path) -> None:
+    fake_search.run(tmp_path, 3)
+    for _ in range(study_store.MOST_RETRIES + 2):
+        study = quiet_load(tmp_path)
+        study.sampler = optuna.samplers.RandomSampler(seed=0)
+        study_store.close_interrupted(study)
+        trial = study.ask()
+        trial.set_user_attr("candidate", search_space.suggest(fake_search.SPACE, trial).to_dict())
+    tried = [t for t in quiet_load(tmp_path).trials if t.user_attrs.get("interrupted")]
+    assert "not tried again" in tried[study_store.MOST_RETRIES].user_attrs["reason"]
+    assert "queued again" in tried[0].user_attrs["reason"]
+
+
+def test_a_study_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    study_store.open_study(url, "fake", {"space": 1, "teacher": "a"})
+    study_store.open_study(url, "fake", {"space": 1, "teacher": "a"})
+    study = study_store.open_study(url, "fake", {"space": 1, "teacher": "b"})  # nothing was tried yet: the file may be mended
+    study.ask()
+    with pytest.raises(UserError, match="teacher differs"):
+        study_store.open_study(url, "fake", {"space": 1, "teacher": "a"})
+
+
+def test_a_study_that_someone_else_made_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    optuna.create_study(storage=url, study_name="fake").ask()
+    with pytest.raises(UserError, match="its study 'fake' was not made by kdsearch"):
+        study_store.open_study(url, "fake", {})
+
+
+@pytest.mark.parametrize("url", ["nonsense://x", "not a url", "sqlite:////no/such/folder/study.db"])
+def test_a_storage_that_cannot_be_opened_is_the_user_s_to_mend(url: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be opened .*correct it with --storage"):
+        study_store.open_study(url, "fake", {})
+
+
+def test_a_retry_is_queued_once_and_whole_wherever_a_kill_falls(tmp_path: Path) -> None:
+    fake_search.run(tmp_path, 3)
+    study = quiet_load(tmp_path)
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    trial = study.ask()
+    candidate = search_space.suggest(fake_search.SPACE, trial)
+    trial.set_user_attr("candidate", candidate.to_dict())
+    study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, "retries": 1, "retry_of": trial.number})  # killed right after this
+    study_store.close_interrupted(study)
+    again = study.ask()  # the retry, killed while it asks for its second parameter
+    again.set_user_attr("candidate", candidate.to_dict())
+    again.suggest_int("architecture.layers", 1, 6)
+    study_store.close_interrupted(study)
+    study_store.close_interrupted(study)
+    (waiting,) = study.get_trials(states=[optuna.trial.TrialState.WAITING])
+    assert waiting.user_attrs["retries"] == 2
+    assert search_space.suggest(fake_search.SPACE, study.ask()) == candidate
+
+
+def test_trials_carry_notes_that_the_dashboard_shows(tmp_path: Path) -> None:
+    fake_search.run(tmp_path, 3)
+    study = quiet_load(tmp_path)
+    notes = [value for key, value in study._storage.get_study_system_attrs(study._study_id).items() if "note" in key]
+    assert any("trial 2" in str(value) for value in notes)

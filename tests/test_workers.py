@@ -1,0 +1,104 @@
+"""Real processes on a tiny study."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kdsearch import objective, search_space, workers
+from kdsearch.candidate import Candidate, Recipe, Term, Training
+from kdsearch.records import COMPLETE, FAILED
+from kdsearch.study_file import StudySpec
+from kdsearch.workers import Gate, Lesson, Workers
+from tests import tiny
+
+KD = Candidate(tiny.narrower(), distillation=Recipe("kd", 0.5, (Term("kd"),)))
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lesson]:
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDSEARCH_CACHE", str(folder / "cache"))
+        content = {**tiny.study(folder), "proxy": {"steps": 6, "batch_tokens": 256, "transfer_share": 0.3}}
+        yield Lesson(StudySpec.model_validate(content), search_space.load(folder / "space.yaml"), folder, [])
+
+
+def test_a_worker_finds_what_is_found_without_one(lesson: Lesson) -> None:
+    bench = objective.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra)
+    candidates = [KD, replace(KD, training=Training(2e-3)), replace(KD, architecture=tiny.narrower(layers=1))]
+    with Workers(lesson, 2) as crew, ThreadPoolExecutor(3) as threads:
+        crew.open(bench.facts)
+        found = list(threads.map(lambda candidate: crew.evaluate(candidate, 5, False), candidates))
+    assert [one.state for one in found] == [COMPLETE] * 3
+    for candidate, one in zip(candidates, found, strict=True):
+        alone = objective.evaluate(candidate, bench, 5)
+        assert (one.accuracy, one.divergence, one.parameters) == (alone.accuracy, alone.divergence, alone.parameters)
+        assert one.latency_relative is not None
+
+
+def test_a_killed_worker_fails_its_trial_alone_and_is_replaced(lesson: Lesson) -> None:
+    facts = objective.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra).facts
+    endless = lesson.spec.model_copy(update={"proxy": lesson.spec.proxy.model_copy(update={"steps": 1_000_000})})
+    with Workers(replace(lesson, spec=endless), 1) as crew, ThreadPoolExecutor(1) as threads:
+        crew.open(facts)
+        first = threads.submit(crew.evaluate, KD, 0, False)
+        while not (Path(crew.folder.name) / "0").exists():  # the lock that it holds while it computes
+            time.sleep(0.01)
+        crew.lesson = lesson  # the next process has a few steps only
+        os.kill(crew.all[0].process.pid or 0, signal.SIGKILL)
+        lost = first.result(timeout=60)
+        assert crew.evaluate(KD, 0, False).state == COMPLETE
+    assert lost.state == FAILED
+    assert "SIGKILL" in (lost.reason or "")
+    assert lost.seconds > 0
+
+
+def test_what_a_worker_raises_is_its_trial_s_reason(lesson: Lesson) -> None:
+    facts = objective.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra).facts
+    with Workers(lesson, 1) as crew:
+        crew.open(facts)
+        found = crew.evaluate(replace(KD, training=Training(1e30)), 0, False)
+        assert crew.evaluate(KD, 0, False).state == COMPLETE
+    assert found.state == FAILED
+    assert (found.reason or "").startswith("DivergedError")
+    assert "in fit" in (found.traceback or "")
+
+
+def test_while_one_is_quiet_the_others_stand_still(tmp_path: Path) -> None:
+    steps, end = [0, 0], threading.Event()
+
+    def computes(number: int) -> None:
+        gate = Gate(tmp_path, number, 3)
+        with gate.own:
+            while not end.is_set():
+                steps[number] += 1
+                gate.step_aside()
+
+    threads = [threading.Thread(target=computes, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    gate = Gate(tmp_path, 2, 3)
+    with gate.own:
+        for _ in range(3):
+            with gate.quiet():
+                before = list(steps)
+                time.sleep(0.1)
+                assert steps == before
+            time.sleep(0.2)
+            assert all(now > then for now, then in zip(steps, before, strict=True))
+    end.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_one_worker_a_core_unless_the_study_says_otherwise(lesson: Lesson) -> None:
+    assert workers.count_for(lesson.spec) == 1  # the tests run on one thread
+    plan = lesson.spec.search.model_copy(update={"workers": 3})
+    assert workers.count_for(lesson.spec.model_copy(update={"search": plan})) == 3
