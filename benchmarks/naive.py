@@ -63,6 +63,7 @@ def shaped(layers: int, heads: int, head_size: int, rate: float) -> Params:
         "architecture.heads": heads,
         "architecture.head_size": head_size,
         "architecture.ffn_ratio": 4,
+        "architecture.vocabulary": None,
         "initialization.layers": "uniform",
         "initialization.width": "slice",
         "training.learning_rate": rate,

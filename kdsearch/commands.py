@@ -21,12 +21,12 @@ from kdsearch.candidate import Candidate, from_dict
 from kdsearch.check import Study
 from kdsearch.display import Display, line
 from kdsearch.errors import UserError
+from kdsearch.guesses import guesses
 from kdsearch.machine import accelerator
 from kdsearch.objective import Bench
 from kdsearch.report import dashboard, front, html, study_folder, tables
 from kdsearch.students.baselines import baselines
 from kdsearch.students.families import architecture_of, family_of
-from kdsearch.widest import widest
 
 PACKAGES = ("kdsearch-distill", "torch", "transformers", "optuna", "datasets", "accelerate", "scikit-learn", "plotly")
 # What a study's trials depend on: a study is only resumed with these unchanged.
@@ -64,7 +64,7 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
                 study.folder,
                 lambda record: dashboard.note(record, bench.facts),
                 hand_made,
-                widest(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
+                guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
             )
 
             def evaluate(candidate: Candidate, seed: int, anyway: bool) -> records.Measurement:

@@ -121,6 +121,7 @@ def space_content() -> dict[str, Any]:
     content["architecture"]["layers"] = {"int": [1, 4]}
     content["architecture"]["heads"] = {"choice": [1, 2, 4]}
     content["architecture"]["head_size"] = {"choice": [6, 12]}
+    del content["architecture"]["vocabulary"]  # 206 tokens, none to spare
     for branch in content["distillation"]["one_of"].values():
         if "minilmv2" in branch:
             branch["minilmv2"]["relation_heads"] = {"choice": [1, 3, 6]}

@@ -1,0 +1,105 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdsearch import guesses, search_space
+from kdsearch.candidate import Architecture
+from kdsearch.guesses import WIDTHS
+from kdsearch.search_space import Choice, Float, Int, OneOf, each_architecture, parse
+from tests import tiny
+
+TEACHER = Architecture(6, 12, 32, 4)
+SHIPPED = sorted(path.stem for path in (tiny.REPOSITORY / "search_spaces").glob("*.yaml"))
+
+
+def shipped(name: str) -> search_space.SearchSpace:
+    return search_space.load(tiny.REPOSITORY / "search_spaces" / f"{name}.yaml")
+
+
+ENCODER = shipped("encoder")
+
+
+def shapes(params: list[dict]) -> list[Architecture]:
+    prefix = "architecture."
+    return [
+        Architecture(**{name.removeprefix(prefix): value for name, value in one.items() if name.startswith(prefix) and value is not None})
+        for one in params
+    ]
+
+
+def work(shape: Architecture) -> int:
+    """Multiplications a token, in the layers' matrix products."""
+    return shape.layers * (4 * shape.width**2 + 2 * shape.width * shape.ffn)
+
+
+@settings(max_examples=30)
+@given(st.floats(0.01, 1.5))
+def test_of_the_greatest_widths_the_largest_that_three_quarters_of_the_limit_allow(limit: float) -> None:
+    fitting = [shape for shape in each_architecture(ENCODER) if work(shape) <= 0.75 * limit * work(TEACHER)]
+    widths = sorted({shape.width for shape in fitting}, reverse=True)[:WIDTHS]
+    found = shapes(guesses.guesses(ENCODER, TEACHER, limit))
+    assert [shape.width for shape in found] == widths
+    for shape in found:
+        assert work(shape) == max(work(other) for other in fitting if other.width == shape.width)
+
+
+def test_where_no_architecture_is_small_enough_there_is_none() -> None:
+    assert guesses.guesses(ENCODER, TEACHER, 1e-5) == []
+
+
+def test_what_is_fixed_in_the_space_is_no_parameter() -> None:
+    space = parse({"architecture": {"layers": {"int": [1, 2]}, "heads": 12, "head_size": 32, "ffn_ratio": 4}})
+    assert guesses.guesses(space, TEACHER, 0.6) == [{"architecture.layers": 2}]
+
+
+def test_settings_are_the_preferred_ones_the_middle_of_ranges_and_nothing_of_other_branches() -> None:
+    space = parse(
+        {
+            "architecture": {"layers": 2, "heads": 2, "head_size": 16, "ffn_ratio": 1},
+            "initialization": {"layers": {"choice": ["random", "last"]}, "width": {"choice": ["slice", "pca"]}},
+            "distillation": {
+                "one_of": {
+                    "none": {},
+                    "kd": {
+                        "hard_weight": {"float": [0.2, 0.6]},
+                        "kd": {"temperature": {"float": [1.0, 16.0], "log": True}},
+                        "hidden_mse": {"matching": {"choice": ["uniform", "last_only"]}},
+                    },
+                }
+            },
+            "training": {"learning_rate": {"float": [1e-4, 1e-2], "log": True}},
+        }
+    )
+    assert guesses.settings(space) == {
+        "initialization.layers": "last",
+        "initialization.width": "pca",
+        "distillation": "kd",
+        "distillation.kd.hard_weight": pytest.approx(0.4),
+        "distillation.kd.kd.temperature": pytest.approx(4.0),
+        "training.learning_rate": pytest.approx(1e-3),
+    }
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_guesses_lie_in_every_shipped_space(name: str) -> None:
+    space = shipped(name)
+    found = guesses.guesses(space, TEACHER, 0.5)
+    assert found
+    for params in found:
+        asked = []
+
+        def pick(key: str, domain: Int | Float | Choice | OneOf, params: dict = params, asked: list = asked) -> object:
+            asked.append(key)
+            match domain:
+                case Int(low, high):
+                    assert low <= params.get(key, low) <= high
+                    return params.get(key, low)
+                case Float(low, high):
+                    assert low <= params.get(key, low) <= high
+                    return params.get(key, low)
+                case Choice(options) | OneOf(options):
+                    assert params.get(key, next(iter(options))) in options
+                    return params.get(key, next(iter(options)))
+
+        search_space.sample(space, pick)
+        assert set(params) <= set(asked) or "distillation" not in params
