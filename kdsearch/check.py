@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
-from kdsearch import cost, search_space, starts, study_file, teacher
+from kdsearch import cost, search_space, space_file, starts, study_file, teacher
 from kdsearch.candidate import OTHER_MODELS, Architecture, Recipe
 from kdsearch.distillation.knowledge import shapes_of
 from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
 from kdsearch.resources import cache_folder
-from kdsearch.search_space import SearchSpace
+from kdsearch.space_file import SearchSpace
 from kdsearch.students import reading, rotation, vocabulary
 from kdsearch.students.families import depth_of, longest, narrow
 from kdsearch.students.families import mistakes as shape_mistakes
@@ -48,7 +48,7 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
     space: SearchSpace | None = None
     if "space" in right:
         try:
-            space = search_space.load(_space_path(right["space"], base))
+            space = space_file.load(_space_path(right["space"], base))
         except UserError as error:
             messages += error.messages
     teacher_messages = teacher.mistakes(right["teacher"], base) if "teacher" in right else []
@@ -87,7 +87,7 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
 
 def from_facts(facts: dict[str, Any], folder: Path) -> Study:
     """A study as its folder recorded it."""
-    space = search_space.for_classes(search_space.parse(facts["space"]), len(facts["task"]["classes"]))
+    space = search_space.for_classes(space_file.parse(facts["space"]), len(facts["task"]["classes"]))
     return Study(Path(facts["base"]), StudySpec.model_validate(facts["spec"]), space, folder)
 
 
@@ -169,7 +169,7 @@ def _lengths(right: dict[str, Any]) -> dict[str, int]:
 def vocabulary_mistakes(space: SearchSpace, spec: study_file.Teacher, task: study_file.Task, base: Path) -> list[str]:
     """Sizes of the vocabulary that cannot be made, or with which no recipe of the space could be used; the texts are read for it."""
     sizes = [size for size in search_space.vocabularies(space) if size is not None]
-    if isinstance(space.tree["architecture"].get("vocabulary"), search_space.Int | search_space.Float):
+    if isinstance(space.tree["architecture"].get("vocabulary"), space_file.Int | space_file.Float):
         return [
             "architecture.vocabulary: must be null, a size or a choice of these, since the texts are tokenised for each; write a choice"
         ]

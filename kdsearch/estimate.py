@@ -8,7 +8,7 @@ from transformers import AutoConfig, PretrainedConfig
 from kdsearch import cost, search_space, teacher
 from kdsearch.check import Study
 from kdsearch.machine import matrix_product_rate
-from kdsearch.search_space import Choice, Float, Int, OneOf
+from kdsearch.space_file import Choice, Float, Int, OneOf
 from kdsearch.students import reading, vocabulary
 from kdsearch.students.build import skeleton
 from kdsearch.students.families import architecture_of, narrow

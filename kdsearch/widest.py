@@ -4,7 +4,8 @@ import itertools
 from typing import Any
 
 from kdsearch.candidate import Architecture
-from kdsearch.search_space import SearchSpace, choices
+from kdsearch.search_space import choices
+from kdsearch.space_file import SearchSpace
 
 MOST, SHARE = 4, 0.75
 

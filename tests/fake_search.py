@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdsearch import search, search_space
+from kdsearch import search, search_space, space_file
 from kdsearch.candidate import Candidate
 from kdsearch.records import COMPLETE, REFUSED, Measurement, Record
 from kdsearch.students.baselines import baselines
 from kdsearch.study_file import Search
 
-SPACE = search_space.load(Path(__file__).parents[1] / "search_spaces" / "encoder.yaml")
+SPACE = space_file.load(Path(__file__).parents[1] / "search_spaces" / "encoder.yaml")
 TEACHER = search_space.sample(SPACE, lambda _, domain: search_space._options(domain)[-1]).architecture
 BASELINES = baselines(TEACHER)
 

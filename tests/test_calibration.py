@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
-from kdsearch import calibration, objective, search_space
+from kdsearch import calibration, objective, space_file
 from kdsearch.candidate import Candidate, Initialization
 from kdsearch.study_file import StudySpec
 from kdsearch.tasks.pool import Pool
@@ -121,7 +121,7 @@ def test_only_what_an_initialization_chooses_by_is_needed() -> None:
 @pytest.mark.parametrize(("start", "made"), [({"width": {"choice": ["slice", "pca"]}, "layers": "removal"}, True), ({}, False)])
 def test_a_study_calibrates_where_its_space_can_use_it(start: dict, made: bool, tmp_path: Path, cache: Path) -> None:
     spec = StudySpec.model_validate(tiny.study(tmp_path))
-    space = search_space.parse({**tiny.space_content(), "initialization": start})
+    space = space_file.parse({**tiny.space_content(), "initialization": start})
     bench = objective.prepare(spec, space, tmp_path, [])
     assert (bench.calibration is not None) == made
     assert (cache / "calibrations").exists() == made

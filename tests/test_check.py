@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from kdsearch import check, search_space, teacher
+from kdsearch import check, space_file, teacher
 from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
@@ -76,7 +76,7 @@ def test_a_study_that_is_right_opens_and_nothing_is_written(folder: Path) -> Non
     study = check.open_files(folder / "study.yaml", overrides={"trials": 7, "minutes": None})
     assert study.folder == folder / "tiny"
     assert study.base == folder
-    assert study.space == search_space.load(folder / "space.yaml")
+    assert study.space == space_file.load(folder / "space.yaml")
     assert (study.spec.search.trials, study.spec.search.minutes) == (7, 30)
     assert files(folder) == before
     assert check.open_files(folder / "study.yaml", out=folder / "elsewhere").folder == folder / "elsewhere"
@@ -269,12 +269,12 @@ def test_a_space_with_a_candidate_that_cannot_be_trained_is_refused(sections: di
 
 def test_axes_of_a_family_and_a_list_of_layers_may_stand_in_a_space(folder: Path) -> None:
     space(folder, architecture={"layers": 2, "positions": {"choice": [32, 64]}}, initialization={"layers": {"choice": ["first", [0, 3]]}})
-    assert check.open_files(folder / "study.yaml").space == search_space.load(folder / "space.yaml")
+    assert check.open_files(folder / "study.yaml").space == space_file.load(folder / "space.yaml")
 
 
 def test_every_named_initialization_is_known_and_a_convolution_is_no_place_for_pca() -> None:
     shape, start = {"layers": 2, "heads": 4, "head_size": 4, "ffn_ratio": 1}, {"layers": {"choice": [*BY_PLACE, *BY_MEASURE]}}
-    found = search_space.parse({"architecture": shape, "initialization": {**start, "width": {"choice": list(WIDTHS)}}})
+    found = space_file.parse({"architecture": shape, "initialization": {**start, "width": {"choice": list(WIDTHS)}}})
     for name in ("bert", "deberta-v3", "modernbert", "llama"):
         assert check.space_mistakes(found, CONFIGS[name]) == []
     (message,) = check.space_mistakes(found, CONFIGS["deberta-v2"])
@@ -283,7 +283,7 @@ def test_every_named_initialization_is_known_and_a_convolution_is_no_place_for_p
 
 def test_attention_of_a_family_that_hides_it_is_refused() -> None:
     content = {"layers": 2, "heads": 4, "head_size": 4, "ffn_ratio": 1}
-    found = search_space.parse(
+    found = space_file.parse(
         {"architecture": content, "distillation": {"one_of": {"a": {"hidden_mse": {}}, "b": {"minilmv2": {"relation_heads": 8}}}}}
     )
     assert check.space_mistakes(found, CONFIGS["bert"]) == []
@@ -321,7 +321,7 @@ def test_a_vocabulary_with_which_no_recipe_can_be_used_is_refused(folder: Path) 
 def test_a_mistake_that_only_two_choices_together_make_is_found(folder: Path) -> None:
     """16 divides 2 x 16, 3 x 16 and 2 x 24, but not 3 x 24."""
     content = {"layers": 1, "heads": {"choice": [2, 3]}, "head_size": {"choice": [16, 24]}, "ffn_ratio": 1}
-    found = search_space.parse({"architecture": content, "distillation": {"minilmv2": {"relation_heads": 16}}})
+    found = space_file.parse({"architecture": content, "distillation": {"minilmv2": {"relation_heads": 16}}})
     teacher = tiny.config(hidden_size=96, num_attention_heads=4, intermediate_size=384)
     (message,) = check.space_mistakes(found, teacher)
     assert "relation_heads must divide the student's hidden size; got 16 for 72" in message
@@ -336,7 +336,7 @@ def test_a_mistake_that_only_two_choices_together_make_is_found(folder: Path) ->
 )
 def test_every_candidate_of_a_space_without_mistakes_can_be_built_and_distilled(sections: dict[str, Any], data: st.DataObject) -> None:
     content = json.dumps({**SPACE, "architecture": {**SPACE["architecture"], **sections}})
-    candidate = data.draw(tiny.candidates(search_space.parse(json.loads(content))))
+    candidate = data.draw(tiny.candidates(space_file.parse(json.loads(content))))
     shapes = Shapes(candidate.architecture, tiny.SHAPE, 2)
     wrong = mistakes(candidate.architecture, tiny.config()) or recipe_mistakes(candidate.distillation, shapes)
     assert not wrong or mistakes_of_space(content)
@@ -344,7 +344,7 @@ def test_every_candidate_of_a_space_without_mistakes_can_be_built_and_distilled(
 
 @cache
 def mistakes_of_space(content: str) -> list[str]:
-    return check.space_mistakes(search_space.parse(json.loads(content)), tiny.config())
+    return check.space_mistakes(space_file.parse(json.loads(content)), tiny.config())
 
 
 def test_the_classes_are_those_of_the_task_and_not_of_the_model_that_is_fine_tuned(folder: Path) -> None:
@@ -361,7 +361,7 @@ def test_the_classes_are_those_of_the_task_and_not_of_the_model_that_is_fine_tun
 
 
 def test_limits_that_the_smallest_student_meets_are_no_mistake() -> None:
-    found, teacher = search_space.parse(SPACE), tiny.config()
+    found, teacher = space_file.parse(SPACE), tiny.config()
     (message,) = check.limit_mistakes(Limits(parameters=1000), found, teacher)
     count = int(message.partition(" has ")[2].partition(",")[0] + message.partition(" has ")[2].partition(",")[2][:3])
     assert check.limit_mistakes(Limits(parameters=count + 10), found, teacher) == []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdsearch import check, search_space
+from kdsearch import check, search_space, space_file
 from kdsearch.candidate import Architecture
 from kdsearch.distillation.composition import BALANCES, SCALES, SCHEDULES
 from kdsearch.distillation.knowledge import KNOWLEDGE, Shapes
@@ -72,7 +72,7 @@ def test_the_readme_s_recipe_is_one(tmp_path: Path) -> None:
     (block,) = [block for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "temperature_end" in block]
     shape = Architecture(4, 12, 16, 4)
     (tmp_path / "space.yaml").write_text("architecture: {layers: 4, heads: 12, head_size: 16, ffn_ratio: 4}\n" + block, encoding="utf-8")
-    recipes = [candidate.distillation for candidate in search_space.each_branch(search_space.load(tmp_path / "space.yaml"))]
+    recipes = [candidate.distillation for candidate in search_space.each_branch(space_file.load(tmp_path / "space.yaml"))]
     assert [term.knowledge for term in recipes[0].terms] == ["kd", "cos", "hidden_mse"]
     teacher = Architecture(6, 12, 32, 4)
     assert [message for recipe in recipes for message in recipe_mistakes(recipe, Shapes(shape, teacher, 2))] == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from kdsearch import records, search, search_space
+from kdsearch import records, search, search_space, space_file
 from kdsearch.candidate import from_dict
 from kdsearch.errors import UserError
 from kdsearch.records import COMPLETE, FAILED, REFUSED, Measurement
@@ -110,7 +110,7 @@ def test_the_same_seed_proposes_the_same_and_another_seed_does_not(tmp_path: Pat
 
 
 def test_a_candidate_is_not_trained_twice(tmp_path: Path) -> None:
-    space = search_space.parse(
+    space = space_file.parse(
         {
             "architecture": {"layers": {"int": [1, 3]}, "heads": 2, "head_size": 16, "ffn_ratio": 1},
             "distillation": {"one_of": {"none": {}, "other": {}}},
@@ -136,7 +136,7 @@ def test_a_candidate_is_not_trained_twice(tmp_path: Path) -> None:
 
 
 def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
-    space = search_space.parse({"architecture": {"layers": {"int": [1, 2]}, "heads": 2, "head_size": 16, "ffn_ratio": 1}})
+    space = space_file.parse({"architecture": {"layers": {"int": [1, 2]}, "heads": 2, "head_size": 16, "ffn_ratio": 1}})
     around = search.Surroundings(space, 0.5, 1.0, tmp_path, lambda _: "")
     study = search.open_study("sqlite://", "fake", {})
     found = search.search(study, around, fake_search.objective, Search(minutes=1000, sampler="random"), {}, fake_search.Watcher())

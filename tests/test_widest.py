@@ -2,14 +2,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdsearch import search_space
+from kdsearch import space_file
 from kdsearch.candidate import Architecture
-from kdsearch.search_space import each_architecture, parse
+from kdsearch.search_space import each_architecture
+from kdsearch.space_file import parse
 from kdsearch.widest import MOST, widest
 from tests import tiny
 
 TEACHER = Architecture(6, 12, 32, 4)
-ENCODER = search_space.load(tiny.REPOSITORY / "search_spaces" / "encoder.yaml")
+ENCODER = space_file.load(tiny.REPOSITORY / "search_spaces" / "encoder.yaml")
 
 
 def shapes(params: list[dict]) -> list[tuple]:
@@ -43,4 +44,4 @@ def test_starts_lie_in_the_space_and_are_few(limit: float) -> None:
 
 @pytest.mark.parametrize("name", ["encoder", "joint", "recipes", "distillation"])
 def test_every_shipped_space_has_widest(name: str) -> None:
-    assert widest(search_space.load(tiny.REPOSITORY / "search_spaces" / f"{name}.yaml"), TEACHER, 0.5)
+    assert widest(space_file.load(tiny.REPOSITORY / "search_spaces" / f"{name}.yaml"), TEACHER, 0.5)

@@ -12,9 +12,9 @@ import yaml
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, PreTrainedModel
 
-from kdsearch import search_space
+from kdsearch import search_space, space_file
 from kdsearch.candidate import Architecture, Candidate, Recipe, Term
-from kdsearch.search_space import Choice, Float, Int, OneOf, SearchSpace
+from kdsearch.space_file import Choice, Float, Int, OneOf, SearchSpace
 from kdsearch.tasks import pool
 from kdsearch.tasks.batches import UNLABELLED, Batch
 from kdsearch.tasks.data import Rows, TaskData
@@ -117,7 +117,7 @@ def write_yaml(path: Path, content: Any) -> Path:
 
 def space_content() -> dict[str, Any]:
     """The shipped encoder space with its sizes shrunk to the tiny teacher."""
-    content = json.loads(json.dumps(search_space.load(REPOSITORY / "search_spaces" / "encoder.yaml").content))
+    content = json.loads(json.dumps(space_file.load(REPOSITORY / "search_spaces" / "encoder.yaml").content))
     content["architecture"]["layers"] = {"int": [1, 4]}
     content["architecture"]["heads"] = {"choice": [1, 2, 4]}
     content["architecture"]["head_size"] = {"choice": [6, 12]}
