@@ -7,11 +7,12 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 from kdsearch.candidate import Architecture, Candidate, from_dict
 from kdsearch.errors import UserError
-from kdsearch.space_file import SCALARS, Choice, Float, Int, OneOf, SearchSpace
+from kdsearch.space_file import SCALARS, Choice, Float, Int, OneOf, SearchSpace, Tree
 
 MOST_COMBINED, MOST_TOGETHER = 16, 2000
 
@@ -32,22 +33,22 @@ def for_classes(space: SearchSpace, classes: int) -> SearchSpace:
     Raises:
         UserError: no branch is left of a one_of.
     """
-    return SearchSpace({section: _for_classes(value, classes, section) for section, value in space.tree.items()}, space.content)
+    return replace(space, tree={section: _for_classes(value, classes, section) for section, value in space.tree.items()})
 
 
 def suggest(space: SearchSpace, trial: Trial) -> Candidate:
     """A candidate of the space; what is drawn is asked of the trial, so a FixedTrial or FrozenTrial gives the same candidate back."""
-    return from_dict({section: _suggest(trial, section, value) for section, value in space.tree.items()})
+    return _candidate({section: _suggest(trial, section, value) for section, value in space.tree.items()})
 
 
 def sample(space: SearchSpace, pick: Callable[[str, Int | Float | Choice | OneOf], Any]) -> Candidate:
     """A candidate whose values are given by ``pick(name, domain)``; for a OneOf it gives the branch's name."""
-    return from_dict({section: _sample(pick, section, value) for section, value in space.tree.items()})
+    return _candidate({section: _sample(pick, section, value) for section, value in space.tree.items()})
 
 
-def smallest(space: SearchSpace) -> Candidate:
-    """The candidate with the lowest value of each architecture domain: no student of the space has fewer parameters."""
-    return sample(space, lambda _, domain: _smallest(domain))
+def smallest_shapes(space: SearchSpace) -> list[Architecture]:
+    """Of each branch of the architecture the shape with the lowest value of each domain: no student of the space is below all of them."""
+    return [Architecture(**{key: _smallest(value) for key, value in body.items()}) for _, body in _architectures(space)]
 
 
 def each_branch(space: SearchSpace) -> Iterator[Candidate]:
@@ -85,26 +86,47 @@ def each_branch(space: SearchSpace) -> Iterator[Candidate]:
 
 def each_architecture(space: SearchSpace) -> Iterator[Architecture]:
     """Every combination of the architecture's choices; of a wide or real range, its ends."""
-    tree = space.tree["architecture"]
-    for values in itertools.product(*(_combined(value) for value in tree.values())):
-        yield Architecture(**dict(zip(tree, values, strict=True)))
+    return (shape for _, shape in each_asked(space))
 
 
-def choices(space: SearchSpace, section: str) -> dict[str, list[Any]]:
-    """By name, the values of each domain of a section that has no branches; of a wide or real range, its ends."""
-    tree = space.tree[section]
-    return {f"{section}.{key}": _combined(value) for key, value in tree.items() if isinstance(value, Int | Float | Choice)}
+def each_asked(space: SearchSpace) -> Iterator[tuple[dict[str, Any], Architecture]]:
+    """The same, each after the parameters by which a trial gets it."""
+    for branch, body in _architectures(space):
+        path, taken = ("architecture", {}) if branch is None else (f"architecture.{branch}", {"architecture": branch})
+        for values in itertools.product(*(_combined(value) for value in body.values())):
+            shape = dict(zip(body, values, strict=True))
+            asked = {f"{path}.{key}": shape[key] for key, value in body.items() if isinstance(value, Int | Float | Choice)}
+            yield {**taken, **asked}, Architecture(**shape)
 
 
 def depths(space: SearchSpace) -> list[int]:
     """Every number of layers that a student of the space may have."""
-    layers = space.tree["architecture"]["layers"]
-    return list(range(layers.low, layers.high + 1, layers.step)) if isinstance(layers, Int) else _combined(layers)
+    found: list[int] = []
+    for layers in domains(space, "layers"):
+        found += range(layers.low, layers.high + 1, layers.step) if isinstance(layers, Int) else _combined(layers)
+    return list(dict.fromkeys(found))
 
 
 def vocabularies(space: SearchSpace) -> list[int | None]:
     """Every vocabulary that a student of the space may have; None is the teacher's own."""
-    return _combined(space.tree["architecture"].get("vocabulary"))
+    return list(dict.fromkeys(size for domain in domains(space, "vocabulary") for size in _combined(domain)))
+
+
+def domains(space: SearchSpace, key: str) -> list[Any]:
+    """What stands under a key of the architecture: once, or once for each branch; None where it is left out."""
+    return [body.get(key) for _, body in _architectures(space)]
+
+
+def _architectures(space: SearchSpace) -> list[tuple[str | None, Tree]]:
+    """Domains of the architecture, each with the name of its branch; None: there are no branches."""
+    tree = space.tree["architecture"]
+    return list(tree.branches.items()) if isinstance(tree, OneOf) else [(None, tree)]
+
+
+def _candidate(told: Tree) -> Candidate:
+    """Of a recipe the branch's name is a part; of the other sections it is not."""
+    recipe = {"distillation": told["distillation"]} if "distillation" in told else {}
+    return from_dict({section: {key: item for key, item in values.items() if key != "name"} for section, values in told.items()} | recipe)
 
 
 def _combined(value: Any) -> list[Any]:
@@ -149,8 +171,10 @@ def _lowest(domain: Int | Float | Choice | OneOf) -> Any:
     return min(options) if all(isinstance(option, int | float) for option in options) else options[0]
 
 
-def _smallest(domain: Int | Float | Choice | OneOf) -> Any:
-    """The lowest; beside whole numbers, null stands for the teacher's own, which is not below any of them."""
+def _smallest(domain: Any) -> Any:
+    """The lowest, a value itself; beside whole numbers, null stands for the teacher's own, which is not below any of them."""
+    if not isinstance(domain, Int | Float | Choice):
+        return domain
     numbers = [option for option in _options(domain) if option is not None]
     return min(numbers) if numbers and all(isinstance(option, int | float) for option in numbers) else _lowest(domain)
 

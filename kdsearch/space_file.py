@@ -5,11 +5,14 @@
     heads: {choice: [2, 4, 12]}
     one_of: {none: {...}, kd: {...}}               a named branch; only its own knobs are sampled
 
+``within: {parameters: 4e6, share: 0.05, embeddings: false}`` beside the domains of ``architecture`` keeps the shapes of about that size;
+:mod:`kdsearch.within` lists them when the teacher is known.
 A branch with ``least_classes: 3`` is left out of the search where the task has fewer. A section may be ``{include: FILE}``, or a list of
 files: the section of the same name of other spaces, their branches together. All mistakes are reported together, by key path.
 """
 
 import json
+import math
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,16 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class Within:
+    """Of the shapes of these domains those whose number of parameters, with or without word embeddings, is within a share of a target."""
+
+    domains: Tree
+    parameters: float
+    share: float = 0.05
+    embeddings: bool = True
+
+
+@dataclass(frozen=True)
 class SearchSpace:
     """The domains of a search-space file; ``content`` is the file's own text as data, for the record."""
 
@@ -89,8 +102,13 @@ def parse(content: dict[str, Any]) -> SearchSpace:
     tree: Tree = {}
     for section, value in content.items():
         if section in SECTIONS:
-            tree[section] = _parse(value, section, messages)
-            messages += _section_mistakes(section, tree[section])
+            target, body = _parted(value) if section == "architecture" else (None, value)
+            tree[section] = _parse(body, section, messages)
+            messages += _section_mistakes(SECTIONS[section], section, tree[section])
+            wrong = _within_mistakes(target, tree[section]) if target is not None else []
+            messages += wrong
+            if target is not None and not wrong:
+                tree[section] = Within(tree[section], **target)
     if messages:
         raise UserError(messages)
     return SearchSpace(tree, content)
@@ -177,11 +195,43 @@ def _parse_range(kind: str, ends: Any, options: dict[str, Any], path: str, messa
     return Int(*ends, **options) if kind == "int" else Float(float(ends[0]), float(ends[1]), **options)
 
 
-def _section_mistakes(section: str, tree: Any) -> list[str]:
+def _parted(value: Any) -> tuple[Any, Any]:
+    """What ``within`` says of an architecture, None where it is not given, and the domains beside it."""
+    if not isinstance(value, dict) or "within" not in value:
+        return None, value
+    return value["within"] or {}, {key: item for key, item in value.items() if key != "within"}
+
+
+def _within_mistakes(target: Any, domains: Any) -> list[str]:
+    path = "architecture.within"
+    if not isinstance(target, dict) or "parameters" not in target:
+        return [f"{path}: must hold parameters, and may hold share and embeddings; the value is {target!r}"]
+    known = [item.name for item in fields(Within) if item.name != "domains"]
+    messages = [f"{path}: {unknown('key', key, known)}" for key in target if key not in known]
+    count, share, embeddings = target["parameters"], target.get("share", 0.05), target.get("embeddings", True)
+    if isinstance(count, bool) or not isinstance(count, int | float) or not 0 < count < math.inf:
+        messages.append(f"{path}.parameters: must be a number above 0; the value is {count!r}; correct it")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        messages.append(f"{path}.share: must lie between 0 and 1; the value is {share!r}; 0.05 is 5 % to either side")
+    if not isinstance(embeddings, bool):
+        messages.append(f"{path}.embeddings: must be true, or false to leave word embeddings out; the value is {embeddings!r}; correct it")
+    if isinstance(domains, OneOf):
+        messages.append(f"{path}: lists the shapes of domains, and one_of lists them by itself; drop one of the two")
+    elif isinstance(domains, dict):
+        messages += [
+            f"architecture.{key}: beside within, a domain must be an int or a choice, since every shape is counted; write a choice"
+            for key, value in domains.items()
+            if isinstance(value, Float | OneOf | dict)
+        ]
+    return messages
+
+
+def _section_mistakes(kind: Any, section: str, tree: Any) -> list[str]:
     """Keys that a section does not have, and keys that it lacks. What a recipe may hold, distillation.mistakes knows."""
-    kind = SECTIONS[section]
     if kind is None:
         return _recipe_mistakes(section, tree)
+    if isinstance(tree, OneOf):
+        return [message for name, body in tree.branches.items() for message in _section_mistakes(kind, f"{section}.{name}", body)]
     if not isinstance(tree, dict):
         return [f"{section}: must hold keys and values; the value is {tree!r}"]
     names = [item.name for item in fields(kind)]

@@ -1,10 +1,9 @@
 """Where a search starts beside chance: the widest students that a latency limit is likely to allow."""
 
-import itertools
 from typing import Any
 
 from kdsearch.candidate import Architecture
-from kdsearch.search_space import choices
+from kdsearch.search_space import each_asked
 from kdsearch.space_file import SearchSpace
 
 MOST, SHARE = 4, 0.75
@@ -18,15 +17,8 @@ def widest(space: SearchSpace, teacher: Architecture, limit: float | None) -> li
     teacher's width and drops layers keeps most of its accuracy (Sajjad et al. 2020, arXiv 2004.03844), and few random draws are of
     full width: the search would have to find that end of the front by itself.
     """
-    domains = choices(space, "architecture")
-    fixed = {key: value for key, value in space.tree["architecture"].items() if f"architecture.{key}" not in domains}
     most = SHARE * (limit or 1.0) * _products(teacher)
-    found: list[tuple[Architecture, dict[str, Any]]] = []
-    for values in itertools.product(*domains.values()):
-        params = dict(zip(domains, values, strict=True))
-        shape = Architecture(**fixed, **{name.removeprefix("architecture."): value for name, value in params.items()})
-        if _products(shape) <= most:
-            found.append((shape, params))
+    found = [(shape, params) for params, shape in each_asked(space) if _products(shape) <= most]
     most_wide = max((shape.width for shape, _ in found), default=0)
     wide = [(shape, params) for shape, params in found if shape.width == most_wide]
     return [params for _, params in sorted(wide, key=lambda one: (-_products(one[0]), one[0].layers))[:MOST]]

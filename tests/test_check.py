@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from kdsearch import check, space_file, teacher
+from kdsearch import check, cost, search_space, space_file, teacher
 from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
-from kdsearch.students.families import mistakes
+from kdsearch.students.families import mistakes, narrow
 from kdsearch.students.initialize import BY_MEASURE, BY_PLACE, WIDTHS
 from kdsearch.study_file import Limits
+from kdsearch.target.latency import Latency
 from kdsearch.tasks import data
 from tests import tiny
 from tests.students.tiny_families import CONFIGS
@@ -316,6 +317,57 @@ def test_a_vocabulary_with_which_no_recipe_can_be_used_is_refused(folder: Path) 
     assert re.search("cos: compares token by token, .* architecture.vocabulary 130 .* a vocabulary of at least 2[0-9]+, or null", message)
     space(folder, architecture={"vocabulary": {"choice": [None, 130]}})  # kd can
     assert check.open_files(folder / "study.yaml").spec.name == "tiny"
+
+
+SIZED = {"layers": {"int": [1, 4]}, "heads": {"choice": [1, 2, 4]}, "head_size": 12, "ffn_ratio": {"choice": [1, 2, 4]}}
+
+
+def test_shapes_of_a_size_are_listed_when_the_teacher_is_known(folder: Path) -> None:
+    content = {**SPACE, "architecture": {"within": {"parameters": 50_000, "share": 0.3}, **SIZED}, "distillation": {"kd": {}}}
+    tiny.write_yaml(folder / "space.yaml", content)
+    study = check.open_files(changed(folder, limits={"latency_relative": 1e6, "parameters": 50_000}))
+    counts = [cost.parameters(narrow(tiny.config(), shape)) for shape in search_space.each_architecture(study.space)]
+    assert all(35_000 <= count <= 65_000 for count in counts)
+    assert len(counts) > 2
+    check.refuse_unreachable(study, folder / "study.yaml")
+    facts = {"base": str(study.base), "spec": study.spec.model_dump(), "space": study.space.content, "task": {"classes": ["0", "1"]}}
+    assert check.from_facts(json.loads(json.dumps(facts)), study.folder) == study
+    (message,) = messages_of(changed(folder, limits={"parameters": min(counts) - 1}))
+    assert f"limits.parameters: the smallest student of the space has {min(counts):,.4g}" in message
+
+
+def test_a_size_that_no_shape_has_hides_no_other_mistake(folder: Path) -> None:
+    tiny.write_yaml(folder / "space.yaml", {"architecture": {"within": {"parameters": 5e6}, **SIZED}, "distillation": {"coss": {}}})
+    messages = messages_of(folder / "study.yaml")
+    assert any("space.yaml: architecture.within: must leave a shape of 5,000,000 parameters" in message for message in messages)
+    assert any("unknown knowledge type 'coss'" in message for message in messages)
+    assert len(messages) == 2
+
+
+def test_a_width_that_only_one_named_shape_has_is_tried_with_every_recipe() -> None:
+    shapes = {str(n): {"layers": n, "heads": 2, "head_size": 9 if n == 2 else 12, "ffn_ratio": 1} for n in (1, 2, 3)}
+    found = space_file.parse({"architecture": {"one_of": shapes}, "distillation": {"minilmv2": {"relation_heads": 4}}})
+    (message,) = check.space_mistakes(found, tiny.config())
+    assert "relation_heads must divide the student's hidden size; got 4 for 18" in message
+
+
+def test_where_shapes_are_named_the_limit_must_hold_for_one_of_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fewest FLOPs are not the least time: a shallow student may be faster than a narrow one."""
+    deep, flat = {**SIZED, "layers": 4, "heads": 1, "ffn_ratio": 1}, {**SIZED, "layers": 1, "heads": 4, "ffn_ratio": 4}
+    space(folder, distillation={"kd": {}})
+    content = yaml.safe_load((folder / "space.yaml").read_text())
+    tiny.write_yaml(folder / "space.yaml", {**content, "architecture": {"one_of": {"deep": deep, "flat": flat}}})
+    study = check.open_files(changed(folder, limits={"latency_ms": 1.5}))
+
+    def measured(student: Any, teacher: Any, target: Any) -> Latency:
+        return Latency(*[student.config.num_hidden_layers * slowness] * 7, rounds=9)
+
+    slowness = 1.0
+    monkeypatch.setattr(check, "measure", measured)
+    check.refuse_unreachable(study, folder / "study.yaml")
+    slowness = 2.0
+    with pytest.raises(UserError, match="the smallest student of the space takes"):
+        check.refuse_unreachable(study, folder / "study.yaml")
 
 
 def test_a_mistake_that_only_two_choices_together_make_is_found(folder: Path) -> None:

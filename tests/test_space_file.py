@@ -5,7 +5,7 @@ import pytest
 
 from kdsearch import space_file
 from kdsearch.errors import UserError
-from kdsearch.space_file import SearchSpace, parse
+from kdsearch.space_file import SearchSpace, Within, parse
 from tests import tiny
 
 ARCHITECTURE = {"layers": {"int": [1, 6]}, "heads": {"choice": [2, 4]}, "head_size": 16, "ffn_ratio": {"float": [1, 4]}}
@@ -60,6 +60,42 @@ def test_all_mistakes_come_at_once_with_their_key_paths() -> None:
 def test_a_mistake_is_told_by_rule_and_value(change: dict[str, Any], expected: str) -> None:
     messages = messages_of({"architecture": ARCHITECTURE, **change})
     assert any(message.startswith(expected) for message in messages), messages
+
+
+SIZE = {"parameters": 4e6}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ({"within": 4e6}, "architecture.within: must hold parameters, and may hold share and embeddings; the value is 4000000.0"),
+        ({"within": None}, "architecture.within: must hold parameters"),
+        ({"within": {**SIZE, "shar": 0.1}}, "architecture.within: unknown key 'shar'; did you mean 'share'?"),
+        ({"within": {"parameters": "4M"}}, "architecture.within.parameters: must be a number above 0; the value is '4M'"),
+        (
+            {"within": {**SIZE, "share": 5}},
+            "architecture.within.share: must lie between 0 and 1; the value is 5; 0.05 is 5 % to either side",
+        ),
+        ({"within": {**SIZE, "embeddings": "no"}}, "architecture.within.embeddings: must be true, or false to leave word embeddings out"),
+        ({"within": SIZE}, "architecture.ffn_ratio: beside within, a domain must be an int or a choice, since every shape is counted"),
+        ({"within": SIZE, "layer": 3}, "architecture: unknown key 'layer'; did you mean 'layers'?"),
+        (
+            {"within": SIZE, "one_of": {"a": ARCHITECTURE}},
+            "architecture.within: lists the shapes of domains, and one_of lists them by itself",
+        ),
+        ({"one_of": {"a": {**ARCHITECTURE, "layer": 3}}}, "architecture.a: unknown key 'layer'; did you mean 'layers'?"),
+        ({"one_of": {"a": {"layers": 3}}}, "architecture.a.heads is missing; add it"),
+    ],
+)
+def test_mistakes_of_listed_shapes(architecture: dict[str, Any], expected: str) -> None:
+    whole = architecture if "one_of" in architecture else {**ARCHITECTURE, **architecture}
+    assert any(message.startswith(expected) for message in messages_of({"architecture": whole}))
+
+
+def test_a_size_stands_beside_the_domains() -> None:
+    domains = {**ARCHITECTURE, "ffn_ratio": {"choice": [1, 2.5]}}
+    space = parse({"architecture": {"within": {"parameters": 4e6, "embeddings": False}, **domains}})
+    assert space.tree["architecture"] == Within(parse({"architecture": domains}).tree["architecture"], 4e6, 0.05, embeddings=False)
 
 
 def test_the_fewest_classes_of_a_branch_are_a_number() -> None:

@@ -42,6 +42,14 @@ def test_starts_lie_in_the_space_and_are_few(limit: float) -> None:
     assert len({heads * size for _, heads, size, _ in shapes(found)}) <= 1
 
 
+def test_a_named_shape_is_a_start_by_its_name() -> None:
+    named = {
+        "a": {"layers": 6, "heads": 12, "head_size": 32, "ffn_ratio": 4},
+        "b": {"layers": 2, "heads": 12, "head_size": 32, "ffn_ratio": 4},
+    }
+    assert widest(parse({"architecture": {"one_of": named}}), TEACHER, 0.5) == [{"architecture": "b"}]
+
+
 @pytest.mark.parametrize("name", ["encoder", "joint", "recipes", "distillation"])
 def test_every_shipped_space_has_widest(name: str) -> None:
     assert widest(space_file.load(tiny.REPOSITORY / "search_spaces" / f"{name}.yaml"), TEACHER, 0.5)

