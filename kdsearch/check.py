@@ -45,7 +45,7 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
     """
     base = path.parent.resolve()
     right, messages = study_file.read(path)
-    space, space_messages = _load_space(right["space"], base) if "space" in right else (None, [])
+    space, space_messages = _load_space(right["space"], path, base) if "space" in right else (None, [])
     messages += space_messages
     teacher_messages = teacher.mistakes(right["teacher"], base) if "teacher" in right else []
     messages += [f"{path}: {message}" for message in teacher_messages]
@@ -245,11 +245,13 @@ def limit_mistakes(limits: study_file.Limits, space: SearchSpace, config: Pretra
     ]
 
 
-def _load_space(name: str, base: Path) -> tuple[SearchSpace | None, list[str]]:
-    """The space that a study names, or none and what is wrong with it."""
-    path = base / name
+def _load_space(name: str, path: Path, base: Path) -> tuple[SearchSpace | None, list[str]]:
+    """The space that a study file names, or none and what is wrong with it."""
+    place = next((place for place in (base / name, Path(name)) if place.is_file()), None)
+    if place is None:
+        return None, [f"{path}: space: '{name}' is no file (looked in {base} and {Path.cwd()}); name a file of search_spaces/"]
     try:
-        return space_file.load(path if path.exists() or not Path(name).exists() else Path(name)), []
+        return space_file.load(place), []
     except UserError as error:
         return None, error.messages
 

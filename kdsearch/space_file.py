@@ -84,8 +84,9 @@ def load(path: Path) -> SearchSpace:
     Raises:
         UserError: all mistakes of the file, each with its key path.
     """
+    content = yaml_file.load(path)  # its mistakes name the file themselves
     try:
-        return parse({section: _included(section, value, path.parent) for section, value in yaml_file.load(path).items()})
+        return parse({section: _included(section, value, path.parent) for section, value in content.items()})
     except UserError as error:
         raise UserError([f"{path}: {message}" for message in error.messages]) from None
 

@@ -172,7 +172,7 @@ def test_all_kinds_of_mistakes_are_reported_together_and_nothing_is_written(fold
         "a range upside down": "space.yaml: architecture.layers: low must not exceed high",
         "a missing key of the space": "space.yaml: architecture.ffn_ratio is missing",
         "other weights": f"{path}: teacher.sha256: model.safetensors has ",
-        "a missing column": f"{path}: task: rows.csv: unknown column 'txet'; did you mean 'text'?",
+        "a missing column": f"{path}: task.text: rows.csv: unknown column 'txet'; did you mean 'text'?",
         "a missing file": f"{path}: task.transfer.data: 'absent.csv' does not exist",
         "an output folder that is a file": f"output folder: {folder / 'tiny'} is a file",
     }
@@ -208,7 +208,8 @@ def a_file_above(folder: Path) -> None:
             {"target": {"sequence_length": 100}},
             "target.sequence_length: must not exceed the teacher's 64 positions; the value is 100",
         ),
-        (None, {"space": "absent.yaml"}, "absent.yaml: cannot be read (No such file or directory)"),
+        (None, {"space": "absent.yaml"}, "study.yaml: space: 'absent.yaml' is no file (looked in "),
+        (None, {"space": "model"}, "study.yaml: space: 'model' is no file (looked in "),
         (None, {"limits": {"parameters": 100}}, "limits.parameters: the smallest student of the space has "),
         (None, {"limits": {"megabytes": 0.001}}, "limits.megabytes: the smallest student of the space has "),
         (a_file_above, {"name": "results"}, "results is a file, not a folder; choose another with --out"),

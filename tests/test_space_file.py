@@ -140,6 +140,17 @@ def test_a_space_without_architecture_says_what_to_add() -> None:
     assert messages_of({"training": {}}) == ["'architecture' is missing; add layers, heads, head_size and ffn_ratio"]
 
 
+@pytest.mark.parametrize("content", ["architecture: {layers: 1", "- 1"])
+def test_a_file_that_is_no_space_is_named_once(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        space_file.load(path)
+    (message,) = caught.value.messages
+    assert message.startswith(f"{path}: ")
+    assert message.count(str(path)) == 1
+
+
 def test_the_file_is_named_in_each_message(tmp_path: Path) -> None:
     path = tiny.write_yaml(tmp_path / "space.yaml", {"architecture": {}, "trainning": {}})
     with pytest.raises(UserError) as caught:
