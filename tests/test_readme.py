@@ -1,8 +1,10 @@
 """Every command of the README is run as it is written, on the smoke study in place of the one that a reader would use."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -169,6 +171,26 @@ def served(workplace: Path) -> Iterator[str]:
     process.wait(timeout=20)
     with socket.socket() as probe:  # the server does not outlive the command
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_ctrl_c_ends_the_dashboard_quietly(workplace: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = [sys.executable, "-c", "from kdsearch.cli import main; main()", "dashboard", "studies/quickstart", "--port", str(port)]
+    process = subprocess.Popen(program, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout
+    assert "Ctrl-C stops it" in process.stdout.readline()
+    for _ in range(120):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "Finished trials are kept" not in errors  # what a search says
 
 
 def test_the_dashboard_shows_the_study(served: str) -> None:
