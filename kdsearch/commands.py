@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import AutoConfig
 
-from kdsearch import check, estimate, objective, records, search, teacher
+from kdsearch import check, estimate, objective, records, remarks, search, teacher
 from kdsearch import export as exporting
 from kdsearch import guideline as guidelines
 from kdsearch.candidate import Candidate, from_dict
@@ -105,6 +105,8 @@ def train_pick(place: Path, pick: str, steps: int | None = None) -> exporting.Ex
     if steps:
         study = replace(study, spec=study.spec.model_copy(update={"train": study.spec.train.model_copy(update={"steps": steps})}))
     candidate, console = from_dict(record.candidate), Console(soft_wrap=True)
+    if remark := remarks.on_pick(record):
+        console.print(remark, markup=False, highlight=False)
     with Display(console, study.spec.search) as display:
         bench = objective.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)
         export = exporting.train(candidate, record.trial, record.seed, bench, study.folder, display.progress)
