@@ -26,6 +26,7 @@ from kdsearch.objective import Bench
 from kdsearch.report import dashboard, front, html, study_folder, tables
 from kdsearch.students.baselines import baselines
 from kdsearch.students.families import architecture_of, family_of
+from kdsearch.study_file import Search
 from kdsearch.widest import widest
 
 PACKAGES = ("kdsearch-distill", "torch", "transformers", "optuna", "datasets", "accelerate", "scikit-learn", "plotly")
@@ -226,4 +227,5 @@ def _write_results(folder: Path, store: Any, console: Console) -> None:
     written = [folder / "trials.jsonl", folder / "front.json", write_guideline(folder), html.write(loaded)]
     dashboard.publish(store, loaded)
     tables.show_front(loaded, console)
-    console.print("\n".join(str(path) for path in written), highlight=False)
+    said = remarks.after_run(loaded.records, Search.model_validate(loaded.facts["spec"]["search"]))
+    console.print("\n".join([*said, *(str(path) for path in written)]), markup=False, highlight=False)

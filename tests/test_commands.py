@@ -24,3 +24,10 @@ def test_a_trial_that_breaks_a_limit_is_trained_with_a_warning(studied: Path, ca
     commands.train_pick(studied, "0")
     said = capsys.readouterr().out
     assert said.startswith("Trial 0 breaks a limit of the study (accuracy_relative ")
+
+
+def test_a_run_whose_budget_is_used_up_says_so_and_why_its_front_is_empty(studied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.run_study(studied)
+    said = capsys.readouterr().out
+    assert "The front is empty: the budget went into 1 hand-made baseline" in said
+    assert "of 0.0001 minutes. To go on, raise --minutes." in said
