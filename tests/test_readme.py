@@ -159,6 +159,37 @@ def test_the_readme_s_own_study_is_one(tmp_path: Path) -> None:
     assert study.folder == tmp_path / "studies" / "mine"
 
 
+def test_the_readme_s_packaged_study_is_one(tmp_path: Path) -> None:
+    (block,) = [block for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "packaged.yaml" in block]
+    (tmp_path / "studies").mkdir()
+    shutil.copytree(ROOT / "search_spaces", tmp_path / "search_spaces")
+    (tmp_path / "studies" / "packaged.yaml").write_text(block, encoding="utf-8")
+    study = check.open_files(tmp_path / "studies" / "packaged.yaml")
+    assert study.spec.teacher.model.startswith("package://")
+    assert study.spec.task.data.startswith("package://")
+
+
+def test_ctrl_c_keeps_what_was_found_and_the_same_command_goes_on(workplace: Path, tmp_path: Path) -> None:
+    command = f"kdsearch run studies/quickstart.yaml --trials 2 --out {tmp_path / 'stopped'}"
+    program = [sys.executable, "-c", "from kdsearch.cli import main; main()", *command.split()[1:]]
+    process = subprocess.Popen(program, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert any(line.startswith("trial   0") for line in process.stdout)  # reads up to this line
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=120)
+    assert (process.returncode, "Traceback" in errors) == (1, False)
+    assert "the same command goes on from here" in errors
+    assert "trials.jsonl" in said
+    first = (tmp_path / "stopped" / "trials.jsonl").read_text()
+    assert len(first.splitlines()) == 1
+    done = run(workplace, command)
+    assert done.returncode == 0, done.stderr
+    assert "The budget is used up: 2 of 2 trials. To go on, raise --trials." in done.stdout
+    both = (tmp_path / "stopped" / "trials.jsonl").read_text()
+    assert both.startswith(first)
+    assert len(both.splitlines()) == 2
+
+
 @pytest.fixture
 def served(workplace: Path) -> Iterator[str]:
     with socket.socket() as free:
