@@ -35,7 +35,13 @@ def listed(space: SearchSpace, config: PretrainedConfig) -> tuple[SearchSpace, l
             f"there are {number:,}; give fewer values"
         ]
     shapes = [Architecture(**dict(zip(values, combined, strict=True))) for combined in itertools.product(*values.values())]
-    if wrong := [message for shape in shapes for message in mistakes(shape, config)]:
+    wrong = [message for shape in shapes for message in mistakes(shape, config)]
+    wrong += [
+        f"architecture.vocabulary: must be a whole number above 0, or null for the teacher's own; the value is {size!r}; correct it"
+        for size in values.get("vocabulary", [])
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size <= 0)
+    ]
+    if wrong:
         return unlisted, list(dict.fromkeys(wrong))
     counts = {shape: counted(shape, config, target.embeddings) for shape in shapes}
     off = {shape: abs(count / target.parameters - 1) for shape, count in counts.items()}

@@ -92,6 +92,10 @@ def test_where_nothing_lies_within_the_nearest_shape_and_its_count_are_named() -
 def test_shapes_that_cannot_be_cut_and_too_many_of_them_are_refused() -> None:
     (message,) = within.listed(space({**DOMAINS, "layers": {"int": [3, 5]}}), TEACHER)[1]
     assert message == "architecture.layers: must not exceed the teacher's 4; the value is 5; lower it in the search space"
+    (message,) = within.listed(space({**DOMAINS, "vocabulary": {"choice": [None, "small"]}}), TEACHER)[1]
+    assert message.startswith(
+        "architecture.vocabulary: must be a whole number above 0, or null for the teacher's own; the value is 'small'"
+    )
     (message,) = within.listed(space({**DOMAINS, "layers": {"int": [1, 4000]}}), TEACHER)[1]
     assert message == ("architecture.within: counts every combination of the domains, at most 10,000; there are 48,000; give fewer values")
 
