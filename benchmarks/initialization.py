@@ -31,7 +31,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from kdsearch import check, objective, search_space, teacher
+from kdsearch import check, objective, space_file, teacher
 from kdsearch.candidate import OTHER_MODELS, Architecture, Candidate, Initialization, Recipe, Term, Training
 from kdsearch.machine import accelerator
 from kdsearch.students.initialize import BY_MEASURE, BY_PLACE
@@ -81,7 +81,7 @@ def candidate_of(shape: str, start: Initialization, vocabulary: int | None = Non
 def prepare(path: Path, starts: list[Initialization]) -> objective.Bench:
     """The study's teacher, rows and outputs, and the calibration that these starts choose by."""
     study = check.open_files(path)
-    space = search_space.parse({"architecture": asdict(SHAPES["tiny"]) | {"vocabulary": None}, "distillation": {"kd": {}}})
+    space = space_file.parse({"architecture": asdict(SHAPES["tiny"]) | {"vocabulary": None}, "distillation": {"kd": {}}})
     extra = [candidate_of(shape, start) for shape in SHAPES for start in starts]
     return objective.prepare(study.spec, space, study.base, extra, lambda stage, done, total: None)
 

@@ -45,7 +45,7 @@ from kdsearch import check, objective, search_space, teacher
 from kdsearch.candidate import Candidate, Recipe
 from kdsearch.distillation.knowledge import Shapes, teacher_signals
 from kdsearch.machine import accelerator
-from kdsearch.search_space import SearchSpace
+from kdsearch.space_file import SearchSpace
 from kdsearch.students.build import build
 from kdsearch.students.families import architecture_of, classes_of
 from kdsearch.tasks import data, pool

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import transformers
 
-from kdsearch import check, objective, search_space, teacher
+from kdsearch import check, objective, search_space, space_file, teacher
 from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Training
 from kdsearch.machine import accelerator
 from kdsearch.students.build import build
@@ -71,7 +71,7 @@ class Run:
 
 def recipes() -> dict[str, Recipe]:
     """The named recipes, in the order of their file."""
-    space = search_space.load(ROOT / "search_spaces" / "recipes.yaml")
+    space = space_file.load(ROOT / "search_spaces" / "recipes.yaml")
     return {candidate.distillation.name: candidate.distillation for candidate in search_space.each_branch(space)}
 
 
@@ -83,8 +83,8 @@ def candidate_of(recipe: Recipe, start: str) -> Candidate:
 def prepare(path: Path, steps: int) -> objective.Bench:
     """The study's teacher and rows, with the outputs that a recipe on this student can use."""
     study = check.open_files(path)
-    content = search_space.load(ROOT / "search_spaces" / "recipes.yaml").content
-    space = search_space.parse({"architecture": SHAPE, "distillation": content["distillation"]})
+    content = space_file.load(ROOT / "search_spaces" / "recipes.yaml").content
+    space = space_file.parse({"architecture": SHAPE, "distillation": content["distillation"]})
     spec = study.spec.model_copy(update={"proxy": study.spec.proxy.model_copy(update={"steps": steps})})
     return objective.prepare(spec, space, study.base, [], lambda stage, done, total: None)
 

@@ -6,14 +6,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from kdsearch import cost
 from kdsearch.candidate import Initialization
 from kdsearch.distillation.loop import Progress
 from kdsearch.distillation.signals import explicit_attention
 from kdsearch.machine import accelerator, threads, threads_for
 from kdsearch.resources import cache_folder
-from kdsearch.students.families import depth_of
+from kdsearch.students.families import depth_of, sizes_of, tensors_of
 from kdsearch.students.importance import Calibration, calibrate
 from kdsearch.students.removal import dropped
 from kdsearch.tasks.batches import bucket, collate
@@ -39,6 +40,24 @@ def rows_of(pool: Pool, seed: int) -> np.ndarray:
     """The texts to calibrate on, of those that students are trained on: train and transfer, drawn by the seed."""
     trained = np.concatenate([pool.train, pool.transfer])
     return np.random.default_rng(seed).permutation(trained)[:ROWS]
+
+
+def work(config: PretrainedConfig, parts: frozenset[str], texts: int, tokens: float) -> float:
+    """About how many FLOPs a calibration takes that has this many texts of so many tokens to draw from.
+
+    Scores take a forward pass and half as much again to add up; moments 2 d^2 per token and norm, in float64 at half the rate; removal of N
+    layers one by one the passes of students of N - 1 layers, N - 2 .. each as often as layers are left.
+    """
+    one, depth, width = cost.flops(config, 1, int(tokens)), depth_of(config), sizes_of(config)["width"]
+    norms = sum(roles == ("width",) and name.endswith(".weight") for name, roles in tensors_of(config).items())
+    found = 0.0
+    if "scores" in parts:
+        found += 1.5 * min(ROWS, texts) * one
+    if "moments" in parts:
+        found += 2 * min(ROWS, texts) * tokens * norms * 2 * width**2
+    if "removal" in parts:
+        found += min(REMOVAL_ROWS, texts) * one * (1 + sum(left * (left - 1) / depth for left in range(2, depth + 1)))
+    return found
 
 
 def load(model: PreTrainedModel, pool: Pool, parts: frozenset[str], seed: int, device: str, progress: Progress) -> Calibration | None:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
-from kdsearch import cost, search_space, starts, study_file, teacher
+from kdsearch import cost, search_space, space_file, starts, study_file, teacher, within
 from kdsearch.candidate import OTHER_MODELS, Architecture, Recipe
 from kdsearch.distillation.knowledge import shapes_of
 from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
 from kdsearch.resources import cache_folder
-from kdsearch.search_space import SearchSpace
+from kdsearch.space_file import SearchSpace
 from kdsearch.students import reading, rotation, vocabulary
 from kdsearch.students.families import depth_of, longest, narrow
 from kdsearch.students.families import mistakes as shape_mistakes
@@ -45,12 +45,8 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
     """
     base = path.parent.resolve()
     right, messages = study_file.read(path)
-    space: SearchSpace | None = None
-    if "space" in right:
-        try:
-            space = search_space.load(_space_path(right["space"], base))
-        except UserError as error:
-            messages += error.messages
+    space, space_messages = _load_space(right["space"], path, base) if "space" in right else (None, [])
+    messages += space_messages
     teacher_messages = teacher.mistakes(right["teacher"], base) if "teacher" in right else []
     messages += [f"{path}: {message}" for message in teacher_messages]
     task_messages = data.mistakes(right["task"], base) if "task" in right else []
@@ -67,6 +63,8 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
             messages += [f"{right['space']}: {message}" for message in error.messages]
             space = None
         config = AutoConfig.from_pretrained(teacher.source(right["teacher"], base), **known)
+        space, shape_messages = within.listed(space, config) if space else (None, [])
+        messages += [f"{right['space']}: {message}" for message in shape_messages]
         messages += [f"{path}: {message}" for message in length_mistakes(right, config)]
         messages += [f"{right['space']}: {message}" for message in (_mistakes_of(space, right, config, base) if space else [])]
         if space and "task" in right and not messages:
@@ -87,12 +85,12 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
 
 def from_facts(facts: dict[str, Any], folder: Path) -> Study:
     """A study as its folder recorded it."""
-    space = search_space.for_classes(search_space.parse(facts["space"]), len(facts["task"]["classes"]))
+    space = search_space.for_classes(space_file.parse(facts["space"]), len(facts["task"]["classes"]))
     return Study(Path(facts["base"]), StudySpec.model_validate(facts["spec"]), space, folder)
 
 
 def refuse_unreachable(study: Study, path: Path) -> None:
-    """Time the smallest student of the space, with random weights, and refuse latency limits that not even it can meet.
+    """Time the smallest students of the space, with random weights, and refuse latency limits that none of them can meet.
 
     Raises:
         UserError: each such limit with what was measured.
@@ -101,18 +99,30 @@ def refuse_unreachable(study: Study, path: Path) -> None:
     if limits.latency_ms is None and limits.latency_relative is None:
         return
     config = AutoConfig.from_pretrained(teacher.source(study.spec.teacher, study.base))
-    smallest = narrow(config, search_space.smallest(study.space).architecture)
-    models = [AutoModelForSequenceClassification.from_config(shape).eval() for shape in (smallest, config)]
-    found = measure(models[0], models[1], study.spec.target)
-    rows = [("latency_ms", limits.latency_ms, found.ms_low), ("latency_relative", limits.latency_relative, found.relative_low)]
-    messages = [
-        f"{path}: limits.{name}: the smallest student of the space takes {value:.3g}, above the limit {limit:.3g}; "
-        "raise it or widen the space"
-        for name, limit, value in rows
-        if limit is not None and value > limit
-    ]
-    if messages:
-        raise UserError(messages)
+    whole, messages = AutoModelForSequenceClassification.from_config(config).eval(), []
+    for smallest in _smallest_by_depth(study, config):
+        found = measure(AutoModelForSequenceClassification.from_config(smallest).eval(), whole, study.spec.target)
+        rows = [("latency_ms", limits.latency_ms, found.ms_low), ("latency_relative", limits.latency_relative, found.relative_low)]
+        messages = [
+            f"{path}: limits.{name}: the smallest student of the space takes {value:.3g}, above the limit {limit:.3g}; "
+            "raise it or widen the space"
+            for name, limit, value in rows
+            if limit is not None and value > limit
+        ]
+        if not messages:
+            return
+    raise UserError(messages)
+
+
+def _smallest_by_depth(study: Study, config: PretrainedConfig) -> list[PretrainedConfig]:
+    """Of each depth that is smallest in some branch the student of the fewest FLOPs, shallow ones first: with as many, they are faster."""
+    target, best = study.spec.target, {}
+    for shape in search_space.smallest_shapes(study.space):
+        narrowed = narrow(config, shape)
+        flops = cost.flops(narrowed, target.batch_size, target.sequence_length)
+        if shape.layers not in best or flops < best[shape.layers][0]:
+            best[shape.layers] = flops, narrowed
+    return [best[depth][1] for depth in sorted(best)]
 
 
 def _mistakes_of(space: SearchSpace, right: dict[str, Any], config: PretrainedConfig, base: Path) -> list[str]:
@@ -169,7 +179,7 @@ def _lengths(right: dict[str, Any]) -> dict[str, int]:
 def vocabulary_mistakes(space: SearchSpace, spec: study_file.Teacher, task: study_file.Task, base: Path) -> list[str]:
     """Sizes of the vocabulary that cannot be made, or with which no recipe of the space could be used; the texts are read for it."""
     sizes = [size for size in search_space.vocabularies(space) if size is not None]
-    if isinstance(space.tree["architecture"].get("vocabulary"), search_space.Int | search_space.Float):
+    if any(isinstance(domain, space_file.Int | space_file.Float) for domain in search_space.domains(space, "vocabulary")):
         return [
             "architecture.vocabulary: must be null, a size or a choice of these, since the texts are tokenised for each; write a choice"
         ]
@@ -192,9 +202,11 @@ def vocabulary_mistakes(space: SearchSpace, spec: study_file.Teacher, task: stud
 
 def _recipe_mistakes(recipe: Recipe, shapes: list[Architecture], config: PretrainedConfig) -> list[str]:
     """Those of the first student that cannot be distilled so; what a loss compares has nothing to do with the FFN."""
-    ends = {min(shape.layers for shape in shapes), max(shape.layers for shape in shapes)}
-    distinct = {(shape.layers, shape.heads, shape.head_size): shape for shape in shapes if shape.layers in ends}
-    tried = (recipe_mistakes(recipe, shapes_of(shape, config)) for shape in distinct.values())
+    ordered = sorted(shapes, key=lambda shape: shape.layers)
+    shallowest = {(shape.heads, shape.head_size): shape for shape in reversed(ordered)}
+    deepest = {(shape.heads, shape.head_size): shape for shape in ordered}
+    distinct = dict.fromkeys([*shallowest.values(), *deepest.values()])
+    tried = (recipe_mistakes(recipe, shapes_of(shape, config)) for shape in distinct)
     return next((found for found in tried if found), [])
 
 
@@ -224,7 +236,7 @@ def position_mistakes(right: dict[str, Any], space: SearchSpace) -> list[str]:
 
 def limit_mistakes(limits: study_file.Limits, space: SearchSpace, config: PretrainedConfig) -> list[str]:
     """Limits that not even the smallest student of the space can meet."""
-    count = cost.parameters(narrow(config, search_space.smallest(space).architecture))
+    count = min(cost.parameters(narrow(config, shape)) for shape in search_space.smallest_shapes(space))
     rows = [("parameters", limits.parameters, count), ("megabytes", limits.megabytes, cost.weight_bytes(count) / 1e6)]
     return [
         f"limits.{name}: the smallest student of the space has {value:,.4g}, above the limit {limit:,.4g}; raise it or widen the space"
@@ -233,9 +245,15 @@ def limit_mistakes(limits: study_file.Limits, space: SearchSpace, config: Pretra
     ]
 
 
-def _space_path(name: str, base: Path) -> Path:
-    path = base / name
-    return path if path.exists() or not Path(name).exists() else Path(name)
+def _load_space(name: str, path: Path, base: Path) -> tuple[SearchSpace | None, list[str]]:
+    """The space that a study file names, or none and what is wrong with it."""
+    place = next((place for place in (base / name, Path(name)) if place.is_file()), None)
+    if place is None:
+        return None, [f"{path}: space: '{name}' is no file (looked in {base} and {Path.cwd()}); name a file of search_spaces/"]
+    try:
+        return space_file.load(place), []
+    except UserError as error:
+        return None, error.messages
 
 
 def _device_mistakes(right: dict[str, Any]) -> list[str]:

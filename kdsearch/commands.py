@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import AutoConfig
 
-from kdsearch import check, estimate, objective, records, search, study_store, teacher, workers
+from kdsearch import check, estimate, objective, records, remarks, search, study_store, teacher, workers
 from kdsearch import export as exporting
 from kdsearch import guideline as guidelines
 from kdsearch.candidate import Candidate, from_dict
@@ -27,6 +27,7 @@ from kdsearch.objective import Bench
 from kdsearch.report import dashboard, front, html, study_folder, tables
 from kdsearch.students.baselines import baselines
 from kdsearch.students.families import architecture_of, family_of
+from kdsearch.study_file import Search
 
 PACKAGES = ("kdsearch-distill", "torch", "transformers", "optuna", "datasets", "accelerate", "scikit-learn", "plotly")
 # What a study's trials depend on: a study is only resumed with these unchanged.
@@ -46,9 +47,9 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
     with _locked(study.folder):
         url = storage or default_storage(study.folder)
         store = study_store.open_study(url, study.spec.name, fingerprint(study))
-        plan, hand_made, count = study.spec.search, _baselines(study), workers.count_for(study.spec)
+        hand_made, count = _baselines(study), workers.count_for(study.spec)
         known = search.in_order(study_store.stored_records(store))
-        display = Display(console, plan, known, store.user_attrs.get(study_store.SECONDS, 0.0))
+        display = Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0))
         lesson = workers.Lesson(study.spec, study.space, study.base, list(hand_made.values()))
         crew = workers.Workers(lesson, count, display.progress) if count > 1 else None
         with display, crew or nullcontext():
@@ -56,25 +57,15 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
             study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
             _write_facts(study, bench)
             console.print(_introduction(bench), highlight=False)
-            around = search.Surroundings(
-                plan,
-                study.space,
-                bench.rows.majority,
-                bench.facts["teacher"]["flops"],
-                study.folder,
-                lambda record: dashboard.note(record, bench.facts),
-                hand_made,
-                guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
-            )
 
             def evaluate(candidate: Candidate, seed: int, anyway: bool) -> records.Measurement:
                 return objective.evaluate(candidate, bench, seed, anyway, display.progress)
 
             if crew:
                 crew.open(bench.facts)
-            at_once = 1 if crew is None else count + 1  # one is asked for before it is needed
+            at_once = count + 1 if crew else 1  # one is asked for before it is needed
             try:
-                search.search(store, around, crew.evaluate if crew else evaluate, display, at_once)
+                search.search(store, _surroundings(study, bench, hand_made), crew.evaluate if crew else evaluate, display, at_once)
             finally:
                 _write_results(study.folder, store, console)
     return study.folder
@@ -114,6 +105,8 @@ def train_pick(place: Path, pick: str, steps: int | None = None) -> exporting.Ex
     if steps:
         study = replace(study, spec=study.spec.model_copy(update={"train": study.spec.train.model_copy(update={"steps": steps})}))
     candidate, console = from_dict(record.candidate), Console(soft_wrap=True)
+    if remark := remarks.on_pick(record):
+        console.print(remark, markup=False, highlight=False)
     with Display(console, study.spec.search) as display:
         bench = objective.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)
         export = exporting.train(candidate, record.trial, record.seed, bench, study.folder, display.progress)
@@ -178,6 +171,19 @@ def _baselines(study: Study) -> dict[str, Candidate]:
     return baselines(architecture_of(config), attention=sees_attention) if study.spec.search.baselines else {}
 
 
+def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -> search.Surroundings:
+    return search.Surroundings(
+        study.spec.search,
+        study.space,
+        bench.rows.majority,
+        bench.facts["teacher"]["flops"],
+        study.folder,
+        lambda record: dashboard.note(record, bench.facts),
+        hand_made,
+        guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
+    )
+
+
 def _recorded(place: Path) -> tuple[Study, study_folder.StudyFolder]:
     """A study as it was run: from its folder, so that a file changed since does not matter."""
     folder = study_folder.load(place)
@@ -233,4 +239,6 @@ def _write_results(folder: Path, store: Any, console: Console) -> None:
     written = [folder / "trials.jsonl", folder / "front.json", write_guideline(folder), html.write(loaded)]
     dashboard.publish(store, loaded)
     tables.show_front(loaded, console)
-    console.print("\n".join(str(path) for path in written), highlight=False)
+    plan, seconds = Search.model_validate(loaded.facts["spec"]["search"]), store.user_attrs.get(study_store.SECONDS, 0.0)
+    said = remarks.after_run(loaded.records, plan, seconds)
+    console.print("\n".join([*said, *(str(path) for path in written)]), markup=False, highlight=False)

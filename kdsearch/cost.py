@@ -15,11 +15,10 @@ def parameters(config: PretrainedConfig) -> int:
     return sum(prod(axis_size(role, sizes) for role in roles) for roles in tensors_of(config).values())
 
 
-def embedding_share(config: PretrainedConfig) -> float:
-    """Share of the parameters that are word embeddings."""
+def embeddings(config: PretrainedConfig) -> int:
+    """Number of parameters that are word embeddings."""
     sizes = sizes_of(config)
-    words = sum(prod(axis_size(role, sizes) for role in roles) for roles in tensors_of(config).values() if roles[0] == "vocabulary")
-    return words / parameters(config)
+    return sum(prod(axis_size(role, sizes) for role in roles) for roles in tensors_of(config).values() if roles[0] == "vocabulary")
 
 
 def flops(config: PretrainedConfig, batch_size: int, sequence_length: int) -> float:

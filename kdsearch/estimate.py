@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
-from kdsearch import cost, search_space, teacher
+from kdsearch import calibration, cost, search_space, teacher
 from kdsearch.check import Study
 from kdsearch.machine import matrix_product_rate
-from kdsearch.search_space import Choice, Float, Int, OneOf
+from kdsearch.space_file import Choice, Float, Int, OneOf
 from kdsearch.students import reading, vocabulary
 from kdsearch.students.build import skeleton
 from kdsearch.students.families import architecture_of, narrow
+from kdsearch.study_file import Search
 from kdsearch.tasks import batches, data
 
 CANDIDATES, SAMPLE_ROWS = 200, 500
@@ -39,6 +40,9 @@ def describe(study: Study) -> dict[str, str]:
         else 0.0
     )
     caching = total * per_token(config) / rate
+    parts = calibration.parts_of(candidate.initialization for candidate in search_space.each_branch(study.space))
+    calibrating = calibration.work(config, parts, len(rows.train.texts) + len(rows.transfer.texts), mean_tokens) / rate
+    once = {"fine-tuning": tuning, "caching": caching, "calibration": calibrating}
     drawn = [search_space.sample(study.space, _picker(np.random.default_rng([spec.search.seed, i]))) for i in range(CANDIDATES)]
     configs = {shape: narrow(config, shape) for shape in {candidate.architecture for candidate in drawn}}
     counts = {shape: cost.parameters(narrowed) for shape, narrowed in configs.items()}
@@ -57,11 +61,20 @@ def describe(study: Study) -> dict[str, str]:
         f"{small / 1e6:.1f}M to {large / 1e6:.1f}M parameters, the smallest and the largest were built; "
         f"{len(drawn) - len(kept)} break limits.parameters",
         **_vocabularies(study, tokenizer, rows),
-        "before": f"about {tuning / 60:.1f} min of fine-tuning and {caching / 60:.1f} min of caching, once (kept for later runs)",
+        "before": f"about {', '.join(f'{seconds / 60:.1f} min of {what}' for what, seconds in once.items() if seconds)}, "
+        "once (kept for later runs)",
         "search": f"{spec.search.minutes:g} min with the {spec.search.sampler} sampler, {spec.proxy.steps} steps each: "
-        f"about {trial:.0f} s a candidate without limits, {spec.search.minutes * 60 / max(trial, 0.1):.0f} or more candidates",
+        f"about {trial:.0f} s a candidate without limits, {_candidates(spec.search, trial)}",
         "output": str(study.folder),
     }
+
+
+def _candidates(plan: Search, seconds: float) -> str:
+    """How many candidates the budget allows; limits and duplicates make them cheaper."""
+    many = int(plan.minutes * 60 / max(seconds, 0.1))
+    if plan.trials is not None and plan.trials <= many:
+        return f"{plan.trials} candidates (search.trials)"
+    return f"{many} or more candidates" + (f", {plan.trials} at most (search.trials)" if plan.trials is not None else "")
 
 
 def _vocabularies(study: Study, tokenizer: Any, texts: data.TaskData) -> dict[str, str]:

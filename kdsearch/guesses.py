@@ -1,11 +1,11 @@
 """What a search tries before chance: large students of several widths that a latency limit may allow, well started and distilled."""
 
-import itertools
 import math
 from typing import Any
 
 from kdsearch.candidate import Architecture
-from kdsearch.search_space import Choice, Float, Int, OneOf, SearchSpace, choices, sample
+from kdsearch.search_space import each_asked, sample
+from kdsearch.space_file import Choice, Float, Int, OneOf, SearchSpace
 
 WIDTHS, SHARE = 4, 0.75
 # What did best of what was measured (benchmarks/initialization.md); what a space does not have is left to the sampler.
@@ -23,13 +23,9 @@ def guesses(space: SearchSpace, teacher: Architecture, limit: float | None) -> l
     without one), counted in matrix products, N (4 d^2 + 2 d f). Latency falls less than the products do, hence the 3/4. Few random draws
     are large, and of those few have a good start and a good recipe: the search would have to find the accurate end of the front by itself.
     """
-    domains = choices(space, "architecture")
-    fixed = {key: value for key, value in space.tree["architecture"].items() if f"architecture.{key}" not in domains}
     most = SHARE * (limit or 1.0) * _products(teacher)
     largest: dict[int, tuple[float, dict[str, Any]]] = {}
-    for values in itertools.product(*domains.values()):
-        params = dict(zip(domains, values, strict=True))
-        shape = Architecture(**fixed, **{name.removeprefix("architecture."): value for name, value in params.items()})
+    for params, shape in each_asked(space):
         if largest.get(shape.width, (0.0, {}))[0] < (size := _products(shape)) <= most:
             largest[shape.width] = size, params
     return [{**largest[width][1], **settings(space)} for width in sorted(largest, reverse=True)[:WIDTHS]]
@@ -53,7 +49,7 @@ def settings(space: SearchSpace) -> dict[str, Any]:
         return found[name]
 
     sample(space, pick)
-    return {name: value for name, value in found.items() if not name.startswith("architecture.")}
+    return {name: value for name, value in found.items() if not name.startswith("architecture")}
 
 
 def _products(shape: Architecture) -> float:

@@ -142,7 +142,8 @@ def region(found: Sequence[Statement], facts: dict[str, Any]) -> dict[str, str]:
     task, search, proxy = spec.get("task", {}), spec.get("search", {}), spec.get("proxy", {})
     n, hand_made = (found[0].n, found[0].baselines) if found else (0, 0)
     rows = f" ({facts['task']['train']:,} training rows)" if "train" in facts.get("task", {}) else ""
-    sizes = "; ".join(f"{key} {in_words(domain)}" for key, domain in space.get("architecture", {}).items())
+    shape = space.get("architecture", {})
+    sizes = in_words(shape) if "one_of" in shape else "; ".join(f"{key} {in_words(domain)}" for key, domain in shape.items())
     return {
         "teacher": facts.get("teacher", {}).get("model", "not recorded"),
         "data": f"{task.get('data', 'not recorded')}{rows}",

@@ -21,7 +21,8 @@ from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
 from kdsearch.machine import accelerator
 from kdsearch.records import COMPLETE, REFUSED, Measurement
-from kdsearch.search_space import SearchSpace, depths, each_branch, vocabularies
+from kdsearch.search_space import depths, each_branch, vocabularies
+from kdsearch.space_file import SearchSpace
 from kdsearch.students import reading
 from kdsearch.students.build import build
 from kdsearch.students.families import architecture_of, narrow

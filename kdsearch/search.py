@@ -21,7 +21,7 @@ from kdsearch import records, search_space, study_store
 from kdsearch.candidate import Candidate, from_dict
 from kdsearch.records import FAILED, Measurement, Record
 from kdsearch.samplers import OfTheSpace, derived, make_sampler
-from kdsearch.search_space import SearchSpace
+from kdsearch.space_file import SearchSpace
 from kdsearch.study_file import Search
 
 MOST_DUPLICATES_IN_A_ROW = 100

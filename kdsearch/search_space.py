@@ -1,31 +1,20 @@
-"""search_spaces/*.yaml --> suggest(space, trial) --> Candidate. A domain may stand wherever a candidate has a value.
-
-    layers: {int: [1, 6]}                          whole number, ends included; optional step, log
-    learning_rate: {float: [1e-4, 1e-3], log: true}
-    heads: {choice: [2, 4, 12]}
-    one_of: {none: {...}, kd: {...}}               a named branch; only its own knobs are sampled
+"""A space, walked: suggest(space, trial) --> Candidate, and every value, branch or shape that it may give.
 
 A parameter is named by its key path, with the branch in it: ``distillation.kd.hard_weight`` exists in no other branch.
-A branch with ``least_classes: 3`` is left out of the search where the task has fewer. A section may be ``{include: FILE}``, or a list of
-files: the section of the same name of other spaces, their branches together.
 """
 
 import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Protocol
 
-from kdsearch import yaml_file
-from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Training, from_dict
-from kdsearch.errors import UserError, unknown
+from kdsearch.candidate import Architecture, Candidate, from_dict
+from kdsearch.errors import UserError
+from kdsearch.space_file import SCALARS, Choice, Float, Int, OneOf, SearchSpace, Tree
 
-Tree = dict[str, Any]
-SECTIONS = {"architecture": Architecture, "initialization": Initialization, "distillation": None, "training": Training}
 MOST_COMBINED, MOST_TOGETHER = 16, 2000
-SCALARS = (str, int, float, bool, type(None))
 
 
 class Trial(Protocol):
@@ -38,101 +27,28 @@ class Trial(Protocol):
     def suggest_categorical(self, name: str, choices: Any) -> Any: ...  # noqa: D102
 
 
-@dataclass(frozen=True)
-class Int:
-    """Whole numbers from low to high, both included."""
-
-    low: int
-    high: int
-    step: int = 1
-    log: bool = False
-
-
-@dataclass(frozen=True)
-class Float:
-    """Real numbers from low to high, uniform or (log) uniform in the exponent."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of these values; a list among them is sampled by its JSON text (Optuna's categories are scalars)."""
-
-    values: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """One of these named branches, each with domains of its own, and the fewest classes that a branch needs."""
-
-    branches: dict[str, Tree]
-    least_classes: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SearchSpace:
-    """The domains of a search-space file; ``content`` is the file's own text as data, for the record."""
-
-    tree: Tree
-    content: dict[str, Any]
-
-
-def load(path: Path) -> SearchSpace:
-    """The space that a file describes.
-
-    Raises:
-        UserError: all mistakes of the file, each with its key path.
-    """
-    try:
-        return parse({section: _included(section, value, path.parent) for section, value in yaml_file.load(path).items()})
-    except UserError as error:
-        raise UserError([f"{path}: {message}" for message in error.messages]) from None
-
-
-def parse(content: dict[str, Any]) -> SearchSpace:
-    """Space from nested plain data.
-
-    Raises:
-        UserError: all mistakes, each with its key path.
-    """
-    messages = [unknown("key", key, list(SECTIONS)) for key in content if key not in SECTIONS]
-    if "architecture" not in content:
-        messages.append("'architecture' is missing; add layers, heads, head_size and ffn_ratio")
-    tree: Tree = {}
-    for section, value in content.items():
-        if section in SECTIONS:
-            tree[section] = _parse(value, section, messages)
-            messages += _section_mistakes(section, tree[section])
-    if messages:
-        raise UserError(messages)
-    return SearchSpace(tree, content)
-
-
 def for_classes(space: SearchSpace, classes: int) -> SearchSpace:
     """The space without the branches that need more classes than the task has.
 
     Raises:
         UserError: no branch is left of a one_of.
     """
-    return SearchSpace({section: _for_classes(value, classes, section) for section, value in space.tree.items()}, space.content)
+    return replace(space, tree={section: _for_classes(value, classes, section) for section, value in space.tree.items()})
 
 
 def suggest(space: SearchSpace, trial: Trial) -> Candidate:
     """A candidate of the space; what is drawn is asked of the trial, so a FixedTrial or FrozenTrial gives the same candidate back."""
-    return from_dict({section: _suggest(trial, section, value) for section, value in space.tree.items()})
+    return _candidate({section: _suggest(trial, section, value) for section, value in space.tree.items()})
 
 
 def sample(space: SearchSpace, pick: Callable[[str, Int | Float | Choice | OneOf], Any]) -> Candidate:
     """A candidate whose values are given by ``pick(name, domain)``; for a OneOf it gives the branch's name."""
-    return from_dict({section: _sample(pick, section, value) for section, value in space.tree.items()})
+    return _candidate({section: _sample(pick, section, value) for section, value in space.tree.items()})
 
 
-def smallest(space: SearchSpace) -> Candidate:
-    """The candidate with the lowest value of each architecture domain: no student of the space has fewer parameters."""
-    return sample(space, lambda _, domain: _smallest(domain))
+def smallest_shapes(space: SearchSpace) -> list[Architecture]:
+    """Of each branch of the architecture the shape with the lowest value of each domain: no student of the space is below all of them."""
+    return [Architecture(**{key: _smallest(value) for key, value in body.items()}) for _, body in _architectures(space)]
 
 
 def each_branch(space: SearchSpace) -> Iterator[Candidate]:
@@ -170,26 +86,47 @@ def each_branch(space: SearchSpace) -> Iterator[Candidate]:
 
 def each_architecture(space: SearchSpace) -> Iterator[Architecture]:
     """Every combination of the architecture's choices; of a wide or real range, its ends."""
-    tree = space.tree["architecture"]
-    for values in itertools.product(*(_combined(value) for value in tree.values())):
-        yield Architecture(**dict(zip(tree, values, strict=True)))
+    return (shape for _, shape in each_asked(space))
 
 
-def choices(space: SearchSpace, section: str) -> dict[str, list[Any]]:
-    """By name, the values of each domain of a section that has no branches; of a wide or real range, its ends."""
-    tree = space.tree[section]
-    return {f"{section}.{key}": _combined(value) for key, value in tree.items() if isinstance(value, Int | Float | Choice)}
+def each_asked(space: SearchSpace) -> Iterator[tuple[dict[str, Any], Architecture]]:
+    """The same, each after the parameters by which a trial gets it."""
+    for branch, body in _architectures(space):
+        path, taken = ("architecture", {}) if branch is None else (f"architecture.{branch}", {"architecture": branch})
+        for values in itertools.product(*(_combined(value) for value in body.values())):
+            shape = dict(zip(body, values, strict=True))
+            asked = {f"{path}.{key}": shape[key] for key, value in body.items() if isinstance(value, Int | Float | Choice)}
+            yield {**taken, **asked}, Architecture(**shape)
 
 
 def depths(space: SearchSpace) -> list[int]:
     """Every number of layers that a student of the space may have."""
-    layers = space.tree["architecture"]["layers"]
-    return list(range(layers.low, layers.high + 1, layers.step)) if isinstance(layers, Int) else _combined(layers)
+    found: list[int] = []
+    for layers in domains(space, "layers"):
+        found += range(layers.low, layers.high + 1, layers.step) if isinstance(layers, Int) else _combined(layers)
+    return list(dict.fromkeys(found))
 
 
 def vocabularies(space: SearchSpace) -> list[int | None]:
     """Every vocabulary that a student of the space may have; None is the teacher's own."""
-    return _combined(space.tree["architecture"].get("vocabulary"))
+    return list(dict.fromkeys(size for domain in domains(space, "vocabulary") for size in _combined(domain)))
+
+
+def domains(space: SearchSpace, key: str) -> list[Any]:
+    """What stands under a key of the architecture: once, or once for each branch; None where it is left out."""
+    return [body.get(key) for _, body in _architectures(space)]
+
+
+def _architectures(space: SearchSpace) -> list[tuple[str | None, Tree]]:
+    """Domains of the architecture, each with the name of its branch; None: there are no branches."""
+    tree = space.tree["architecture"]
+    return list(tree.branches.items()) if isinstance(tree, OneOf) else [(None, tree)]
+
+
+def _candidate(told: Tree) -> Candidate:
+    """Of a recipe the branch's name is a part; of the other sections it is not."""
+    recipe = {"distillation": told["distillation"]} if "distillation" in told else {}
+    return from_dict({section: {key: item for key, item in values.items() if key != "name"} for section, values in told.items()} | recipe)
 
 
 def _combined(value: Any) -> list[Any]:
@@ -234,8 +171,10 @@ def _lowest(domain: Int | Float | Choice | OneOf) -> Any:
     return min(options) if all(isinstance(option, int | float) for option in options) else options[0]
 
 
-def _smallest(domain: Int | Float | Choice | OneOf) -> Any:
-    """The lowest; beside whole numbers, null stands for the teacher's own, which is not below any of them."""
+def _smallest(domain: Any) -> Any:
+    """The lowest, a value itself; beside whole numbers, null stands for the teacher's own, which is not below any of them."""
+    if not isinstance(domain, Int | Float | Choice):
+        return domain
     numbers = [option for option in _options(domain) if option is not None]
     return min(numbers) if numbers and all(isinstance(option, int | float) for option in numbers) else _lowest(domain)
 
@@ -278,112 +217,3 @@ def _sample(pick: Callable[[str, Any], Any], name: str, value: Any) -> Any:
 
 def _category(value: Any) -> Any:
     return value if isinstance(value, SCALARS) else json.dumps(value)
-
-
-def _included(section: str, value: Any, folder: Path) -> Any:
-    """A section as it is, or for ``{include: FILE or list of files}`` those files' sections of the same name, their branches together."""
-    if not isinstance(value, dict) or set(value) != {"include"}:
-        return value
-    files = value["include"] if isinstance(value["include"], list) else [value["include"]]
-    parts: list[dict[str, Any]] = []
-    for file in files:
-        part = yaml_file.load(folder / str(file)).get(section)
-        if not isinstance(part, dict) or (len(files) > 1 and not isinstance(part.get("one_of"), dict)):
-            raise UserError(
-                f"{section}: include: '{file}' has no section '{section}'{' with one_of' if len(files) > 1 else ''} to take over"
-            )
-        parts.append(part)
-    if len(files) == 1:
-        return parts[0]
-    branches: dict[str, Any] = {}
-    for file, part in zip(files, parts, strict=True):
-        for name, body in part["one_of"].items():
-            if branches.setdefault(name, body) != body:
-                raise UserError(f"{section}: include: '{file}' has another branch '{name}' than a file before it; rename one")
-    return {"one_of": branches}
-
-
-def _parse(value: Any, path: str, messages: list[str]) -> Any:
-    if not isinstance(value, dict):
-        if isinstance(value, (*SCALARS, list)):
-            return value
-        messages.append(f"{path}: must be a number, a text, a list or a domain; the value is {value!r}")
-        return None
-    kinds = [kind for kind in ("int", "float", "choice", "one_of") if kind in value]
-    if not kinds:
-        return {str(key): _parse(item, f"{path}.{key}", messages) for key, item in value.items()}
-    kind, options = kinds[0], {key: item for key, item in value.items() if key != kinds[0]}
-    allowed = {"int": ("log", "step"), "float": ("log",), "choice": (), "one_of": ()}[kind]
-    messages += [f"{path}: {unknown(f'option of {kind}', key, allowed)}" for key in options if key not in allowed]
-    if kind == "one_of":
-        return _parse_one_of(value[kind], path, messages)
-    if kind == "choice":
-        return _parse_choice(value[kind], path, messages)
-    return _parse_range(kind, value[kind], {key: options[key] for key in allowed if key in options}, path, messages)
-
-
-def _parse_one_of(branches: Any, path: str, messages: list[str]) -> Any:
-    if not isinstance(branches, dict) or not branches or not all(isinstance(body, dict) for body in branches.values()):
-        messages.append(
-            f"{path}: one_of must map the name of each branch to its knobs (an empty branch is {{}}); the value is {branches!r}"
-        )
-        return None
-    least = {str(name): body["least_classes"] for name, body in branches.items() if "least_classes" in body}
-    wrong = [name for name, value in least.items() if isinstance(value, bool) or not isinstance(value, int) or value < 2]
-    messages += [f"{path}.{name}.least_classes: must be a whole number, 2 or more; the value is {least[name]!r}" for name in wrong]
-    bodies = {str(name): {key: value for key, value in body.items() if key != "least_classes"} for name, body in branches.items()}
-    return OneOf({name: _parse(body, f"{path}.{name}", messages) for name, body in bodies.items()}, least)
-
-
-def _parse_choice(values: Any, path: str, messages: list[str]) -> Any:
-    if not isinstance(values, list) or not values:
-        messages.append(f"{path}: choice must be a list of at least one value; the value is {values!r}")
-        return None
-    if len({json.dumps(value) for value in values}) < len(values):
-        messages.append(f"{path}: a choice must not name a value twice; the value is {values!r}")
-    return Choice(tuple(values))
-
-
-def _parse_range(kind: str, ends: Any, options: dict[str, Any], path: str, messages: list[str]) -> Any:
-    numbers = (int,) if kind == "int" else (int, float)
-    if not (isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, numbers) and not isinstance(end, bool) for end in ends)):
-        messages.append(f"{path}: {kind} must be [low, high], two numbers of that type; the value is {ends!r}")
-        return None
-    if ends[0] > ends[1]:
-        messages.append(f"{path}: low must not exceed high; the value is {ends!r}; swap them")
-        return None
-    if options.get("log") and ends[0] <= 0:
-        messages.append(f"{path}: a log range must start above 0; the value is {ends!r}")
-        return None
-    if options.get("log") and options.get("step", 1) != 1:
-        messages.append(f"{path}: log and step exclude each other (Optuna); drop one")
-        return None
-    return Int(*ends, **options) if kind == "int" else Float(float(ends[0]), float(ends[1]), **options)
-
-
-def _section_mistakes(section: str, tree: Any) -> list[str]:
-    """Keys that a section does not have, and keys that it lacks. What a recipe may hold, distillation.mistakes knows."""
-    kind = SECTIONS[section]
-    if kind is None:
-        return _recipe_mistakes(section, tree)
-    if not isinstance(tree, dict):
-        return [f"{section}: must hold keys and values; the value is {tree!r}"]
-    names = [item.name for item in fields(kind)]
-    required = [item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING]
-    mistakes = [f"{section}: {unknown('key', key, names)}" for key in tree if key not in names]
-    return mistakes + [f"{section}.{key} is missing; add it" for key in required if key not in tree]
-
-
-def _recipe_mistakes(path: str, tree: Any) -> list[str]:
-    if isinstance(tree, OneOf):
-        return [message for name, body in tree.branches.items() for message in _recipe_mistakes(f"{path}.{name}", body)]
-    if not isinstance(tree, dict):
-        return [f"{path}: must be a recipe or one_of several; the value is {tree!r}"]
-    own = {item.name for item in fields(Recipe)}
-    terms = {key: value.values if isinstance(value, Choice) else (value,) for key, value in tree.items() if key not in own}
-    return [
-        f"{path}.{key}: must hold knobs, or be {{}} for the defaults; the value is {value!r}"
-        for key, values in terms.items()
-        for value in values
-        if not isinstance(value, dict | None)
-    ]

@@ -24,7 +24,7 @@ from kdsearch import objective
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.loop import Progress
 from kdsearch.records import FAILED, Measurement, measured
-from kdsearch.search_space import SearchSpace
+from kdsearch.space_file import SearchSpace
 from kdsearch.study_file import StudySpec
 
 TELL_SECONDS, POLL_SECONDS, PATIENCE = 1.0, 0.01, 5.0

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import optuna
 
-from kdsearch import search, search_space, study_store
+from kdsearch import search, search_space, space_file, study_store
 from kdsearch.candidate import Candidate
 from kdsearch.records import COMPLETE, REFUSED, Measurement, Record
-from kdsearch.search_space import SearchSpace
+from kdsearch.space_file import SearchSpace
 from kdsearch.students.baselines import baselines
 from kdsearch.study_file import Search
 
-SPACE = search_space.load(Path(__file__).parents[1] / "search_spaces" / "encoder.yaml")
+SPACE = space_file.load(Path(__file__).parents[1] / "search_spaces" / "encoder.yaml")
 TEACHER = search_space.sample(SPACE, lambda _, domain: search_space._options(domain)[-1]).architecture
 BASELINES = baselines(TEACHER)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
-from kdsearch import calibration, objective, search_space
+from kdsearch import calibration, cost, objective, space_file
 from kdsearch.candidate import Candidate, Initialization
 from kdsearch.study_file import StudySpec
 from kdsearch.tasks.pool import Pool
@@ -118,10 +118,25 @@ def test_only_what_an_initialization_chooses_by_is_needed() -> None:
         assert calibration.parts_of([start, Initialization()]) == expected
 
 
+def test_its_work_is_told_beforehand() -> None:
+    """Counted here from what is done: passes over texts, second moments behind 9 norms, students of 3, 2, 1 layers by 4, 3, 2."""
+    config, tokens = tiny.config(), 16
+
+    def work(*parts: str, texts: int = 10_000) -> float:
+        return calibration.work(config, frozenset(parts), texts, tokens)
+
+    one = cost.flops(config, 1, tokens)
+    assert work() == 0
+    assert work("scores") == 1.5 * 1000 * one
+    assert work("scores", texts=100) == 1.5 * 100 * one
+    assert work("scores", "moments") - work("scores") == 2 * 1000 * tokens * 9 * (2 * 48 * 48)
+    assert work("removal") == pytest.approx(250 * one * (1 + (4 * 3 + 3 * 2 + 2 * 1) / 4))
+
+
 @pytest.mark.parametrize(("start", "made"), [({"width": {"choice": ["slice", "pca"]}, "layers": "removal"}, True), ({}, False)])
 def test_a_study_calibrates_where_its_space_can_use_it(start: dict, made: bool, tmp_path: Path, cache: Path) -> None:
     spec = StudySpec.model_validate(tiny.study(tmp_path))
-    space = search_space.parse({**tiny.space_content(), "initialization": start})
+    space = space_file.parse({**tiny.space_content(), "initialization": start})
     bench = objective.prepare(spec, space, tmp_path, [])
     assert (bench.calibration is not None) == made
     assert (cache / "calibrations").exists() == made

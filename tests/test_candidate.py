@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdsearch import search_space
+from kdsearch import space_file
 from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Term, Training, from_dict
 from tests import tiny
 
-SHIPPED = search_space.load(tiny.REPOSITORY / "search_spaces" / "encoder.yaml")
+SHIPPED = space_file.load(tiny.REPOSITORY / "search_spaces" / "encoder.yaml")
 KD = Term("kd", 1.0, (("temperature", 4.0),))
 ONE = Candidate(Architecture(3, 4, 16, 2), Initialization("last"), Recipe("kd", 0.5, (KD,)), Training(5e-4))
 

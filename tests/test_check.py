@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from kdsearch import check, search_space, teacher
+from kdsearch import check, cost, search_space, space_file, teacher
 from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
-from kdsearch.students.families import mistakes
+from kdsearch.students.families import mistakes, narrow
 from kdsearch.students.initialize import BY_MEASURE, BY_PLACE, WIDTHS
 from kdsearch.study_file import Limits
+from kdsearch.target.latency import Latency
 from kdsearch.tasks import data
 from tests import tiny
 from tests.students.tiny_families import CONFIGS
@@ -76,7 +77,7 @@ def test_a_study_that_is_right_opens_and_nothing_is_written(folder: Path) -> Non
     study = check.open_files(folder / "study.yaml", overrides={"trials": 7, "minutes": None})
     assert study.folder == folder / "tiny"
     assert study.base == folder
-    assert study.space == search_space.load(folder / "space.yaml")
+    assert study.space == space_file.load(folder / "space.yaml")
     assert (study.spec.search.trials, study.spec.search.minutes) == (7, 30)
     assert files(folder) == before
     assert check.open_files(folder / "study.yaml", out=folder / "elsewhere").folder == folder / "elsewhere"
@@ -171,7 +172,7 @@ def test_all_kinds_of_mistakes_are_reported_together_and_nothing_is_written(fold
         "a range upside down": "space.yaml: architecture.layers: low must not exceed high",
         "a missing key of the space": "space.yaml: architecture.ffn_ratio is missing",
         "other weights": f"{path}: teacher.sha256: model.safetensors has ",
-        "a missing column": f"{path}: task: rows.csv: unknown column 'txet'; did you mean 'text'?",
+        "a missing column": f"{path}: task.text: rows.csv: unknown column 'txet'; did you mean 'text'?",
         "a missing file": f"{path}: task.transfer.data: 'absent.csv' does not exist",
         "an output folder that is a file": f"output folder: {folder / 'tiny'} is a file",
     }
@@ -207,7 +208,8 @@ def a_file_above(folder: Path) -> None:
             {"target": {"sequence_length": 100}},
             "target.sequence_length: must not exceed the teacher's 64 positions; the value is 100",
         ),
-        (None, {"space": "absent.yaml"}, "absent.yaml: cannot be read (No such file or directory)"),
+        (None, {"space": "absent.yaml"}, "study.yaml: space: 'absent.yaml' is no file (looked in "),
+        (None, {"space": "model"}, "study.yaml: space: 'model' is no file (looked in "),
         (None, {"limits": {"parameters": 100}}, "limits.parameters: the smallest student of the space has "),
         (None, {"limits": {"megabytes": 0.001}}, "limits.megabytes: the smallest student of the space has "),
         (a_file_above, {"name": "results"}, "results is a file, not a folder; choose another with --out"),
@@ -269,12 +271,12 @@ def test_a_space_with_a_candidate_that_cannot_be_trained_is_refused(sections: di
 
 def test_axes_of_a_family_and_a_list_of_layers_may_stand_in_a_space(folder: Path) -> None:
     space(folder, architecture={"layers": 2, "positions": {"choice": [32, 64]}}, initialization={"layers": {"choice": ["first", [0, 3]]}})
-    assert check.open_files(folder / "study.yaml").space == search_space.load(folder / "space.yaml")
+    assert check.open_files(folder / "study.yaml").space == space_file.load(folder / "space.yaml")
 
 
 def test_every_named_initialization_is_known_and_a_convolution_is_no_place_for_pca() -> None:
     shape, start = {"layers": 2, "heads": 4, "head_size": 4, "ffn_ratio": 1}, {"layers": {"choice": [*BY_PLACE, *BY_MEASURE]}}
-    found = search_space.parse({"architecture": shape, "initialization": {**start, "width": {"choice": list(WIDTHS)}}})
+    found = space_file.parse({"architecture": shape, "initialization": {**start, "width": {"choice": list(WIDTHS)}}})
     for name in ("bert", "deberta-v3", "modernbert", "llama"):
         assert check.space_mistakes(found, CONFIGS[name]) == []
     (message,) = check.space_mistakes(found, CONFIGS["deberta-v2"])
@@ -283,7 +285,7 @@ def test_every_named_initialization_is_known_and_a_convolution_is_no_place_for_p
 
 def test_attention_of_a_family_that_hides_it_is_refused() -> None:
     content = {"layers": 2, "heads": 4, "head_size": 4, "ffn_ratio": 1}
-    found = search_space.parse(
+    found = space_file.parse(
         {"architecture": content, "distillation": {"one_of": {"a": {"hidden_mse": {}}, "b": {"minilmv2": {"relation_heads": 8}}}}}
     )
     assert check.space_mistakes(found, CONFIGS["bert"]) == []
@@ -318,10 +320,61 @@ def test_a_vocabulary_with_which_no_recipe_can_be_used_is_refused(folder: Path) 
     assert check.open_files(folder / "study.yaml").spec.name == "tiny"
 
 
+SIZED = {"layers": {"int": [1, 4]}, "heads": {"choice": [1, 2, 4]}, "head_size": 12, "ffn_ratio": {"choice": [1, 2, 4]}}
+
+
+def test_shapes_of_a_size_are_listed_when_the_teacher_is_known(folder: Path) -> None:
+    content = {**SPACE, "architecture": {"within": {"parameters": 50_000, "share": 0.3}, **SIZED}, "distillation": {"kd": {}}}
+    tiny.write_yaml(folder / "space.yaml", content)
+    study = check.open_files(changed(folder, limits={"latency_relative": 1e6, "parameters": 50_000}))
+    counts = [cost.parameters(narrow(tiny.config(), shape)) for shape in search_space.each_architecture(study.space)]
+    assert all(35_000 <= count <= 65_000 for count in counts)
+    assert len(counts) > 2
+    check.refuse_unreachable(study, folder / "study.yaml")
+    facts = {"base": str(study.base), "spec": study.spec.model_dump(), "space": study.space.content, "task": {"classes": ["0", "1"]}}
+    assert check.from_facts(json.loads(json.dumps(facts)), study.folder) == study
+    (message,) = messages_of(changed(folder, limits={"parameters": min(counts) - 1}))
+    assert f"limits.parameters: the smallest student of the space has {min(counts):,.4g}" in message
+
+
+def test_a_size_that_no_shape_has_hides_no_other_mistake(folder: Path) -> None:
+    tiny.write_yaml(folder / "space.yaml", {"architecture": {"within": {"parameters": 5e6}, **SIZED}, "distillation": {"coss": {}}})
+    messages = messages_of(folder / "study.yaml")
+    assert any("space.yaml: architecture.within: must leave a shape of 5,000,000 parameters" in message for message in messages)
+    assert any("unknown knowledge type 'coss'" in message for message in messages)
+    assert len(messages) == 2
+
+
+def test_a_width_that_only_one_named_shape_has_is_tried_with_every_recipe() -> None:
+    shapes = {str(n): {"layers": n, "heads": 2, "head_size": 9 if n == 2 else 12, "ffn_ratio": 1} for n in (1, 2, 3)}
+    found = space_file.parse({"architecture": {"one_of": shapes}, "distillation": {"minilmv2": {"relation_heads": 4}}})
+    (message,) = check.space_mistakes(found, tiny.config())
+    assert "relation_heads must divide the student's hidden size; got 4 for 18" in message
+
+
+def test_where_shapes_are_named_the_limit_must_hold_for_one_of_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fewest FLOPs are not the least time: a shallow student may be faster than a narrow one."""
+    deep, flat = {**SIZED, "layers": 4, "heads": 1, "ffn_ratio": 1}, {**SIZED, "layers": 1, "heads": 4, "ffn_ratio": 4}
+    space(folder, distillation={"kd": {}})
+    content = yaml.safe_load((folder / "space.yaml").read_text())
+    tiny.write_yaml(folder / "space.yaml", {**content, "architecture": {"one_of": {"deep": deep, "flat": flat}}})
+    study = check.open_files(changed(folder, limits={"latency_ms": 1.5}))
+
+    def measured(student: Any, teacher: Any, target: Any) -> Latency:
+        return Latency(*[student.config.num_hidden_layers * slowness] * 7, rounds=9)
+
+    slowness = 1.0
+    monkeypatch.setattr(check, "measure", measured)
+    check.refuse_unreachable(study, folder / "study.yaml")
+    slowness = 2.0
+    with pytest.raises(UserError, match="the smallest student of the space takes"):
+        check.refuse_unreachable(study, folder / "study.yaml")
+
+
 def test_a_mistake_that_only_two_choices_together_make_is_found(folder: Path) -> None:
     """16 divides 2 x 16, 3 x 16 and 2 x 24, but not 3 x 24."""
     content = {"layers": 1, "heads": {"choice": [2, 3]}, "head_size": {"choice": [16, 24]}, "ffn_ratio": 1}
-    found = search_space.parse({"architecture": content, "distillation": {"minilmv2": {"relation_heads": 16}}})
+    found = space_file.parse({"architecture": content, "distillation": {"minilmv2": {"relation_heads": 16}}})
     teacher = tiny.config(hidden_size=96, num_attention_heads=4, intermediate_size=384)
     (message,) = check.space_mistakes(found, teacher)
     assert "relation_heads must divide the student's hidden size; got 16 for 72" in message
@@ -336,7 +389,7 @@ def test_a_mistake_that_only_two_choices_together_make_is_found(folder: Path) ->
 )
 def test_every_candidate_of_a_space_without_mistakes_can_be_built_and_distilled(sections: dict[str, Any], data: st.DataObject) -> None:
     content = json.dumps({**SPACE, "architecture": {**SPACE["architecture"], **sections}})
-    candidate = data.draw(tiny.candidates(search_space.parse(json.loads(content))))
+    candidate = data.draw(tiny.candidates(space_file.parse(json.loads(content))))
     shapes = Shapes(candidate.architecture, tiny.SHAPE, 2)
     wrong = mistakes(candidate.architecture, tiny.config()) or recipe_mistakes(candidate.distillation, shapes)
     assert not wrong or mistakes_of_space(content)
@@ -344,7 +397,7 @@ def test_every_candidate_of_a_space_without_mistakes_can_be_built_and_distilled(
 
 @cache
 def mistakes_of_space(content: str) -> list[str]:
-    return check.space_mistakes(search_space.parse(json.loads(content)), tiny.config())
+    return check.space_mistakes(space_file.parse(json.loads(content)), tiny.config())
 
 
 def test_the_classes_are_those_of_the_task_and_not_of_the_model_that_is_fine_tuned(folder: Path) -> None:
@@ -361,7 +414,7 @@ def test_the_classes_are_those_of_the_task_and_not_of_the_model_that_is_fine_tun
 
 
 def test_limits_that_the_smallest_student_meets_are_no_mistake() -> None:
-    found, teacher = search_space.parse(SPACE), tiny.config()
+    found, teacher = space_file.parse(SPACE), tiny.config()
     (message,) = check.limit_mistakes(Limits(parameters=1000), found, teacher)
     count = int(message.partition(" has ")[2].partition(",")[0] + message.partition(" has ")[2].partition(",")[2][:3])
     assert check.limit_mistakes(Limits(parameters=count + 10), found, teacher) == []

@@ -43,6 +43,6 @@ def test_flops_are_those_that_torch_counts(name: str, layers: int, batch_size: i
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_embedding_share_is_that_of_the_built_model(name: str) -> None:
+def test_word_embeddings_are_those_of_the_built_model(name: str) -> None:
     model = tiny_families.teacher(name)
-    assert cost.embedding_share(model.config) == model.get_input_embeddings().weight.numel() / model.num_parameters()
+    assert cost.embeddings(model.config) == model.get_input_embeddings().weight.numel()

@@ -47,6 +47,12 @@ def planted(n, seed, noise=0.01):
     return found
 
 
+def test_shapes_that_a_space_names_are_told_by_name():
+    named = {**FACTS, "space": {"architecture": {"one_of": {"2x384 h12 f4": {}, "4x384 h12 f1": {}}}}}
+    assert guideline.region([], named)["student sizes"] == "2x384 h12 f4, 4x384 h12 f1"
+    assert guideline.region([], FACTS)["student sizes"] == "layers 1 to 6; heads 4"
+
+
 def on(found, axis):
     return next(one for one in found if one.axis == axis)
 

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from kdsearch import objective, search_space
+from kdsearch import objective, space_file
 from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Term
 from kdsearch.distillation.distil import Lesson
 from kdsearch.distillation.knowledge import view
 from kdsearch.errors import UserError
 from kdsearch.records import COMPLETE, REFUSED
-from kdsearch.search_space import SearchSpace
+from kdsearch.space_file import SearchSpace
 from kdsearch.students.build import build
 from kdsearch.study_file import Limits, StudySpec, Training
 from kdsearch.tasks.batches import collate
@@ -22,7 +22,7 @@ CONFIG = tiny.config()
 
 def space_of(layers: Any, **recipe: Any) -> SearchSpace:
     shape = {"layers": layers, "heads": 4, "head_size": 6, "ffn_ratio": 2}
-    return search_space.parse({"architecture": shape, "distillation": {"hard_weight": 1.0, **recipe}})
+    return space_file.parse({"architecture": shape, "distillation": {"hard_weight": 1.0, **recipe}})
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_the_cache_holds_what_the_baselines_use() -> None:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> objective.Bench:
     monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
     spec = StudySpec.model_validate({**tiny.study(tmp_path), "proxy": {"steps": 4, "batch_tokens": 256, "transfer_share": 0.3}})
-    return objective.prepare(spec, search_space.load(tmp_path / "space.yaml"), tmp_path, [])
+    return objective.prepare(spec, space_file.load(tmp_path / "space.yaml"), tmp_path, [])
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> objective.Bench:
     content = tiny.space_content()
     content["architecture"]["vocabulary"] = {"choice": [None, 130, 200]}
     extra = Candidate(tiny.narrower(), distillation=Recipe("x", 0.0, (Term("hidden_mse"), Term("rkd"))))
-    return objective.prepare(spec, search_space.parse(content), tmp_path, [extra])
+    return objective.prepare(spec, space_file.parse(content), tmp_path, [extra])
 
 
 def of_size(size: int | None, *knowledge: str) -> Candidate:
@@ -151,7 +151,7 @@ def test_a_teacher_that_only_guesses_is_refused_when_it_is_used_as_it_is(tmp_pat
     monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
     spec = StudySpec.model_validate({**tiny.study(tmp_path), "teacher": {"model": "model", "fine_tune": None}})
     with pytest.raises(UserError, match=r"teacher.fine_tune: null takes the model as it is, and its accuracy .* is not above"):
-        objective.prepare(spec, search_space.load(tmp_path / "space.yaml"), tmp_path, [])
+        objective.prepare(spec, space_file.load(tmp_path / "space.yaml"), tmp_path, [])
 
 
 def test_too_little_accuracy_breaks_a_limit_after_training(bench: objective.Bench) -> None:

@@ -1,8 +1,10 @@
 """Every command of the README is run as it is written, on the smoke study in place of the one that a reader would use."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kdsearch import check, search_space
+from kdsearch import check, search_space, space_file
 from kdsearch.candidate import Architecture
 from kdsearch.distillation.composition import BALANCES, SCALES, SCHEDULES
 from kdsearch.distillation.knowledge import KNOWLEDGE, Shapes
@@ -72,7 +74,7 @@ def test_the_readme_s_recipe_is_one(tmp_path: Path) -> None:
     (block,) = [block for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "temperature_end" in block]
     shape = Architecture(4, 12, 16, 4)
     (tmp_path / "space.yaml").write_text("architecture: {layers: 4, heads: 12, head_size: 16, ffn_ratio: 4}\n" + block, encoding="utf-8")
-    recipes = [candidate.distillation for candidate in search_space.each_branch(search_space.load(tmp_path / "space.yaml"))]
+    recipes = [candidate.distillation for candidate in search_space.each_branch(space_file.load(tmp_path / "space.yaml"))]
     assert [term.knowledge for term in recipes[0].terms] == ["kd", "cos", "hidden_mse"]
     teacher = Architecture(6, 12, 32, 4)
     assert [message for recipe in recipes for message in recipe_mistakes(recipe, Shapes(shape, teacher, 2))] == []
@@ -157,6 +159,37 @@ def test_the_readme_s_own_study_is_one(tmp_path: Path) -> None:
     assert study.folder == tmp_path / "studies" / "mine"
 
 
+def test_the_readme_s_packaged_study_is_one(tmp_path: Path) -> None:
+    (block,) = [block for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "packaged.yaml" in block]
+    (tmp_path / "studies").mkdir()
+    shutil.copytree(ROOT / "search_spaces", tmp_path / "search_spaces")
+    (tmp_path / "studies" / "packaged.yaml").write_text(block, encoding="utf-8")
+    study = check.open_files(tmp_path / "studies" / "packaged.yaml")
+    assert study.spec.teacher.model.startswith("package://")
+    assert study.spec.task.data.startswith("package://")
+
+
+def test_ctrl_c_keeps_what_was_found_and_the_same_command_goes_on(workplace: Path, tmp_path: Path) -> None:
+    command = f"kdsearch run studies/quickstart.yaml --trials 2 --out {tmp_path / 'stopped'}"
+    program = [sys.executable, "-c", "from kdsearch.cli import main; main()", *command.split()[1:]]
+    process = subprocess.Popen(program, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert any(line.startswith("trial   0") for line in process.stdout)  # reads up to this line
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=120)
+    assert (process.returncode, "Traceback" in errors) == (1, False)
+    assert "the same command goes on from here" in errors
+    assert "trials.jsonl" in said
+    first = (tmp_path / "stopped" / "trials.jsonl").read_text()
+    assert len(first.splitlines()) == 1
+    done = run(workplace, command)
+    assert done.returncode == 0, done.stderr
+    assert "The budget is used up: 2 of 2 trials. To go on, raise --trials." in done.stdout
+    both = (tmp_path / "stopped" / "trials.jsonl").read_text()
+    assert both.startswith(first)
+    assert len(both.splitlines()) == 2
+
+
 @pytest.fixture
 def served(workplace: Path) -> Iterator[str]:
     with socket.socket() as free:
@@ -169,6 +202,26 @@ def served(workplace: Path) -> Iterator[str]:
     process.wait(timeout=20)
     with socket.socket() as probe:  # the server does not outlive the command
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_ctrl_c_ends_the_dashboard_quietly(workplace: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = [sys.executable, "-c", "from kdsearch.cli import main; main()", "dashboard", "studies/quickstart", "--port", str(port)]
+    process = subprocess.Popen(program, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout
+    assert "Ctrl-C stops it" in process.stdout.readline()
+    for _ in range(120):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "Finished trials are kept" not in errors  # what a search says
 
 
 def test_the_dashboard_shows_the_study(served: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from kdsearch import records, search, search_space, study_store
+from kdsearch import records, search, space_file, study_store
 from kdsearch.candidate import from_dict
 from kdsearch.records import COMPLETE, FAILED, REFUSED, Measurement
 from kdsearch.samplers import OfTheSpace, make_sampler
@@ -105,7 +105,7 @@ def test_the_same_seed_proposes_the_same_and_another_seed_does_not(tmp_path: Pat
 
 
 def test_a_candidate_is_not_trained_twice(tmp_path: Path) -> None:
-    space = search_space.parse(
+    space = space_file.parse(
         {
             "architecture": {"layers": {"int": [1, 3]}, "heads": 2, "head_size": 16, "ffn_ratio": 1},
             "distillation": {"one_of": {"none": {}, "other": {}}},
@@ -130,7 +130,7 @@ def test_a_candidate_is_not_trained_twice(tmp_path: Path) -> None:
 
 
 def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
-    space = search_space.parse({"architecture": {"layers": {"int": [1, 2]}, "heads": 2, "head_size": 16, "ffn_ratio": 1}})
+    space = space_file.parse({"architecture": {"layers": {"int": [1, 2]}, "heads": 2, "head_size": 16, "ffn_ratio": 1}})
     study = study_store.open_study("sqlite://", "fake", {})
     found = search.search(
         study,
@@ -239,7 +239,7 @@ def test_side_by_side_no_more_run_than_may_and_all_are_used(tmp_path: Path) -> N
 
 
 def test_a_student_that_is_running_is_not_trained_beside_itself(tmp_path: Path) -> None:
-    space = search_space.parse({"architecture": {"layers": {"int": [1, 2]}, "heads": 2, "head_size": 16, "ffn_ratio": 1}})
+    space = space_file.parse({"architecture": {"layers": {"int": [1, 2]}, "heads": 2, "head_size": 16, "ffn_ratio": 1}})
     trained = []
 
     def count(candidate, seed, anyway):

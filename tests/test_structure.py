@@ -40,7 +40,15 @@ def test_imports_go_upwards(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["kdsearch.records", "kdsearch.search_space", "kdsearch.study_file", "kdsearch.guideline", "kdsearch.report.html"]
+    "module",
+    [
+        "kdsearch.records",
+        "kdsearch.space_file",
+        "kdsearch.search_space",
+        "kdsearch.study_file",
+        "kdsearch.guideline",
+        "kdsearch.report.html",
+    ],
 )
 def test_reports_and_files_open_without_torch_or_optuna(module: str) -> None:
     program = f"import sys, {module}; print([name for name in ('torch', 'optuna', 'transformers') if name in sys.modules])"

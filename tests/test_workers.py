@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdsearch import objective, search_space, workers
+from kdsearch import objective, space_file, workers
 from kdsearch.candidate import Candidate, Recipe, Term, Training
 from kdsearch.records import COMPLETE, FAILED
 from kdsearch.study_file import StudySpec
@@ -27,7 +27,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lesson]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDSEARCH_CACHE", str(folder / "cache"))
         content = {**tiny.study(folder), "proxy": {"steps": 6, "batch_tokens": 256, "transfer_share": 0.3}}
-        yield Lesson(StudySpec.model_validate(content), search_space.load(folder / "space.yaml"), folder, [])
+        yield Lesson(StudySpec.model_validate(content), space_file.load(folder / "space.yaml"), folder, [])
 
 
 def test_a_worker_finds_what_is_found_without_one(lesson: Lesson) -> None:

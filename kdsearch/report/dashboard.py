@@ -19,7 +19,8 @@ from kdsearch.report.figures import front_figure, front_values, in_words
 from kdsearch.report.study_folder import StudyFolder
 
 FIGURE = "kdsearch-front"
-SERVER = "import sys; from optuna_dashboard._cli import main; sys.exit(main())"  # the console script may not be on the PATH
+# The console script may not be on the PATH. Ctrl-C reaches both processes; this one ends the other.
+SERVER = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); from optuna_dashboard._cli import main; sys.exit(main())"
 ARTIFACTS = "artifacts"
 
 
@@ -58,16 +59,18 @@ def publish(study: optuna.Study, folder: StudyFolder) -> None:
 
 
 def serve(folder: StudyFolder, storage: str, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Serve the dashboard until it is stopped. It has no login and can delete studies, so it listens on this machine only by default.
+    """Serve the dashboard until Ctrl-C stops it. It has no login and can delete studies, so it listens on this machine only by default.
 
     Raises:
         UserError: there is no study in the storage, or the port is taken.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server must not outlive this process
     server = start(folder, storage, host, port)
-    print(f"http://{host}:{port}/dashboard  (Ctrl-C stops it)", flush=True)
     try:
+        print(f"http://{host}:{port}/dashboard  (Ctrl-C stops it)", flush=True)
         server.wait()
+    except KeyboardInterrupt:
+        pass
     finally:
         server.terminate()
         server.wait()

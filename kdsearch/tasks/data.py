@@ -52,8 +52,8 @@ def load(task: Task, base: Path, order: list[str] | None = None) -> TaskData:
     Raises:
         UserError: a file or a column that is missing, no row left by ``where``, fewer than two classes, a class too small to split.
     """
-    rows = _keep(read(task.data, base), task.where, "task")
-    _need_columns(rows, [task.text, task.label], "task", task.data)
+    rows = _keep(read(task.data, base), task.where, "task", task.data)
+    _need_columns(rows, [("task.text", task.text), ("task.label", task.label)], task.data)
     labelled, classes = _labelled(rows, task, order)
     train, validation, test = _split(labelled, classes, task)
     known = {*train.texts, *validation.texts, *test.texts}
@@ -87,9 +87,9 @@ def read(name: str, base: Path) -> Dataset:
 def mistakes(task: Task, base: Path) -> list[str]:
     """What :func:`load` would refuse, for the task and its transfer text, all at once."""
     messages: list[str] = []
-    parts = [("task", task.data, task.where, [task.text, task.label])]
+    parts = [("task", task.data, task.where, {"text": task.text, "label": task.label})]
     if task.transfer:
-        parts.append(("task.transfer", task.transfer.data, task.transfer.where, [task.transfer.text]))
+        parts.append(("task.transfer", task.transfer.data, task.transfer.where, {"text": task.transfer.text}))
     try:
         _corpus(task, base)
     except UserError as error:
@@ -97,9 +97,10 @@ def mistakes(task: Task, base: Path) -> list[str]:
     for key, name, where, columns in parts:
         try:
             rows = read(name, base)
-            _need_columns(rows, [*columns, *where], key, name)
-            _need_text(rows, columns[0], key, name)
-            rows = _keep(rows, where, key)
+            wanted = [*columns.items(), *(("where", column) for column in where)]
+            _need_columns(rows, [(f"{key}.{part}", column) for part, column in wanted], name)
+            _need_text(rows, columns["text"], key, name)
+            rows = _keep(rows, where, key, name)
             if key == "task":
                 _split(*_labelled(rows, task), task)
         except UserError as error:
@@ -109,7 +110,7 @@ def mistakes(task: Task, base: Path) -> list[str]:
 
 def classes(task: Task, base: Path) -> list[str]:
     """The names of the task's classes, of a task without :func:`mistakes`."""
-    return _labelled(_keep(read(task.data, base), task.where, "task"), task)[1]
+    return _labelled(_keep(read(task.data, base), task.where, "task", task.data), task)[1]
 
 
 def sentences(text: str) -> list[str]:
@@ -154,8 +155,10 @@ def _divide(rows: Rows, second: int, seed: int) -> tuple[Rows, Rows]:
     return parts[0], parts[1]
 
 
-def _need_columns(rows: Dataset, columns: list[str], key: str, name: str) -> None:
-    messages = [f"{key}: {name}: {unknown('column', column, rows.column_names)}" for column in columns if column not in rows.column_names]
+def _need_columns(rows: Dataset, columns: list[tuple[str, str]], name: str) -> None:
+    """Columns, each after the key of the study that names it."""
+    known = rows.column_names
+    messages = [f"{key}: {name}: {unknown('column', column, known)}" for key, column in columns if column not in known]
     if messages:
         raise UserError(messages)
 
@@ -163,12 +166,12 @@ def _need_columns(rows: Dataset, columns: list[str], key: str, name: str) -> Non
 def _need_text(rows: Dataset, column: str, key: str, name: str) -> None:
     found = next((value for value in rows[column] if value is not None), None)
     if found is not None and not isinstance(found, str):
-        raise UserError(f"{key}: {name}: the column '{column}' must hold text; its first value is {found!r}; name another column")
+        raise UserError(f"{key}.text: {name}: the column '{column}' must hold text; its first value is {found!r}; name another column")
 
 
-def _keep(rows: Dataset, where: dict[str, Any], key: str) -> Dataset:
+def _keep(rows: Dataset, where: dict[str, Any], key: str, name: str) -> Dataset:
     for column, value in where.items():
-        _need_columns(rows, [column], key, "where")
+        _need_columns(rows, [(f"{key}.where", column)], name)
         kept = np.flatnonzero([item == value for item in rows[column]])
         if len(kept) == 0:
             found = sorted({str(item) for item in rows[column][:5000]})[:5]
@@ -204,8 +207,8 @@ def _labelled(rows: Dataset, task: Task, order: list[str] | None = None) -> tupl
 
 def _transfer(spec: Transfer, base: Path, seed: int, known: set[str]) -> tuple[list[str], list[str]]:
     """Held-out texts first, then texts to distil on, from different rows; none of them stands among the labelled texts."""
-    rows = _keep(read(spec.data, base), spec.where, "task.transfer")
-    _need_columns(rows, [spec.text], "task.transfer", spec.data)
+    rows = _keep(read(spec.data, base), spec.where, "task.transfer", spec.data)
+    _need_columns(rows, [("task.transfer.text", spec.text)], spec.data)
     column, seen, drawn, row_of = rows[spec.text], set(known), [], []
     wanted = spec.train + spec.held_out
     for row in np.random.default_rng(seed).permutation(len(rows)).tolist():

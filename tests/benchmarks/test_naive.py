@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks import naive
-from kdsearch import search_space, teacher
+from kdsearch import search_space, space_file, teacher
 from kdsearch.candidate import Architecture, Recipe, Term
 from kdsearch.distillation.composition import Composition
 from kdsearch.distillation.knowledge import Shapes
@@ -119,7 +119,7 @@ def test_both_ways_see_as_many_examples_of_the_same_mean_length():
 @pytest.mark.parametrize("params", naive.CANDIDATES)
 def test_candidates_lie_in_the_quickstart_s_space(params: naive.Params):
     # FixedTrial warns of a value outside of its range, and warnings are errors here.
-    candidate = search_space.suggest(search_space.load(SPACE), optuna.trial.FixedTrial(params))
+    candidate = search_space.suggest(space_file.load(SPACE), optuna.trial.FixedTrial(params))
     assert {term.knowledge for term in candidate.distillation.terms} <= {"kd", "hidden_mse"}
 
 

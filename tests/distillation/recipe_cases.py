@@ -3,7 +3,7 @@
 Adding one to KNOWLEDGE, MATCHINGS, SCHEDULES, BALANCES, SCALES or search_spaces/recipes.yaml adds cases here and needs no test code.
 """
 
-from kdsearch import search_space
+from kdsearch import search_space, space_file
 from kdsearch.candidate import Recipe, Term
 from kdsearch.distillation.composition import BALANCES, SCALES, SCHEDULES
 from kdsearch.distillation.knowledge import KNOWLEDGE
@@ -21,7 +21,7 @@ def knows(term: Term) -> Term:
 
 
 def named_recipes() -> dict[str, Recipe]:
-    space = search_space.load(tiny.REPOSITORY / "search_spaces" / "recipes.yaml")
+    space = space_file.load(tiny.REPOSITORY / "search_spaces" / "recipes.yaml")
     return {candidate.distillation.name: candidate.distillation for candidate in search_space.each_branch(space)}
 
 

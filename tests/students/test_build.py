@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-from kdsearch import search_space
+from kdsearch import space_file
 from kdsearch.candidate import Architecture, Candidate, Initialization
 from kdsearch.students.build import build, skeleton
 from kdsearch.students.importance import calibrate
 from kdsearch.students.removal import dropped
 from tests import tiny
 
-TEACHER, SPACE = tiny.teacher(), search_space.parse(tiny.space_content())
+TEACHER, SPACE = tiny.teacher(), space_file.parse(tiny.space_content())
 BATCH = tiny.batch([7, 12])
 MEASURED = replace(calibrate(TEACHER, [BATCH], moments=True), dropped=dropped(TEACHER, [BATCH]))
 IN_ANOTHER_PROCESS = """

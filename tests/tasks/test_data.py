@@ -171,8 +171,14 @@ def test_a_sentence_has_4_to_60_words_and_no_markup() -> None:
         ({"data": "notes.txt"}, ["task.data: 'notes.txt' must end in one of .csv"]),
         ({"data": "package://no_such_package/x.csv"}, ["'no_such_package' is not installed"]),
         ({"data": "broken.json"}, ["task.data: 'broken.json' could not be loaded"]),
-        ({"text": "txet", "label": "lable"}, ["task: rows.csv: unknown column 'txet'; did you mean 'text'?", "did you mean 'label'?"]),
-        ({"where": {"sauce": "a"}}, ["task: rows.csv: unknown column 'sauce'"]),
+        (
+            {"text": "txet", "label": "lable"},
+            [
+                "task.text: rows.csv: unknown column 'txet'; did you mean 'text'?",
+                "task.label: rows.csv: unknown column 'lable'; did you mean 'label'?",
+            ],
+        ),
+        ({"where": {"sauce": "a"}}, ["task.where: rows.csv: unknown column 'sauce'"]),
         ({"where": {"label": 7}}, ["task.where: no row has label = 7; the column holds 0, 1"]),
         ({"label": "one"}, ["task.label: a classification needs 2 to 1000 classes; column 'one' has 1"]),
         (
@@ -180,7 +186,10 @@ def test_a_sentence_has_4_to_60_words_and_no_markup() -> None:
             ["task.split: train, validation and test each need rows of all 10 classes; they have 7, 1 and 1 rows of 9"],
         ),
         ({"label": "rare"}, ["task.label: each class needs a row in validation and in test; too few rows of 'x' (1)"]),
-        ({"transfer": {"data": "rows.csv", "text": "txt"}, "label": "lable"}, ["'lable'", "task.transfer: rows.csv: unknown column 'txt'"]),
+        (
+            {"transfer": {"data": "rows.csv", "text": "txt"}, "label": "lable"},
+            ["'lable'", "task.transfer.text: rows.csv: unknown column 'txt'"],
+        ),
     ],
 )
 def test_what_would_not_load_is_told_before(change: dict[str, Any], expected: list[str], tmp_path: Path) -> None:
@@ -194,6 +203,12 @@ def test_what_would_not_load_is_told_before(change: dict[str, Any], expected: li
     assert all(part in message for part, message in zip(expected, messages, strict=True)), messages
     with pytest.raises(UserError):
         data.load(task(**change), tmp_path)
+
+
+def test_a_text_column_holds_text(tmp_path: Path) -> None:
+    tiny.write_csv(tmp_path / "rows.csv", {"text": range(40), "label": [0, 1] * 20})
+    (message,) = data.mistakes(task(), tmp_path)
+    assert message == "task.text: rows.csv: the column 'text' must hold text; its first value is 0; name another column"
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,45 @@
+"""What a person should be told of a study's records beside its tables, in one line each."""
+
+from collections.abc import Sequence
+
+from kdsearch.records import COMPLETE, FAILED, Record
+from kdsearch.study_file import Search
+
+
+def on_pick(record: Record) -> str | None:
+    """What speaks against distilling a trial at full length; None: nothing."""
+    found = record.measurement
+    if record.feasible:
+        return None
+    what = "failed" if found.state == FAILED else "breaks a limit of the study" if found.state == COMPLETE else "was refused"
+    return f"Trial {record.trial} {what}{f' ({found.reason})' if found.reason else ''}; it is distilled all the same."
+
+
+def after_run(known: Sequence[Record], plan: Search, seconds: float) -> list[str]:
+    """Why the front is empty, where it is; and when the budget is used up (``seconds`` of search in all), how to go on."""
+    spent = _on_budget(known, plan, seconds)
+    return [remark for remark in (_on_front(known, spent is not None), spent) if remark]
+
+
+def _on_front(known: Sequence[Record], spent: bool) -> str | None:
+    fresh = [record for record in known if record.duplicate_of is None]
+    if not fresh or any(record.feasible for record in fresh):
+        return None
+    proposed = [record for record in fresh if not record.baseline]
+    if not proposed:
+        many = f"{len(fresh)} hand-made baseline{'s' if len(fresh) > 1 else ''}"
+        if not spent:
+            return f"The front is empty: so far only {many} were trained, no candidate of the search."
+        return f"The front is empty: the budget went into {many}, before any candidate; give more of it, or set search.baselines: false."
+    reason = next((record.measurement.reason for record in reversed(proposed) if record.measurement.reason), None)
+    why = f" (the last: {reason})" if reason else ""
+    return f"The front is empty: no student is trained and inside the limits{why}; go on, or change the limits or the space."
+
+
+def _on_budget(known: Sequence[Record], plan: Search, seconds: float) -> str | None:
+    used = [("minutes", seconds / 60, plan.minutes), ("trials", len(known), plan.trials)]
+    full = [(name, value, most) for name, value, most in used if most is not None and value >= most]
+    if not full:
+        return None
+    words = " and ".join(f"{value:.3g} of {most:.3g} {name}" for name, value, most in full)
+    return f"The budget is used up: {words}. To go on, raise {' and '.join(f'--{name}' for name, _, _ in full)}."
