@@ -163,7 +163,7 @@ class Outputs:
                 found[signal] = torch.from_numpy(self.arrays[signal][batch.rows]).to(device)
                 continue
             values = torch.from_numpy(self.arrays[signal][places]).view(torch.bfloat16).to(device)
-            found[signal] = values * batch.attention_mask[:, :, None]
+            found[signal] = values.masked_fill_(batch.attention_mask[:, :, None] == 0, 0)  # read into memory of its own
         return found
 
 

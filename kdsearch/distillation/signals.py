@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from kdsearch.students.families import family_of
+from kdsearch.distillation.first_token import at_first_token
+from kdsearch.students.families import depth_of, family_of
 from kdsearch.tasks.batches import Batch
 
 CAPTURE = "kdsearch_capture"
@@ -22,7 +23,7 @@ PROJECTIONS = ("query", "key", "value")
 
 
 def observe(model: PreTrainedModel, batch: Batch, signals: frozenset[str]) -> dict[str, Tensor]:
-    """The named signals of one forward pass.
+    """The named signals of one forward pass; where none is of the last block, that one is computed no further than the answer needs it.
 
     Shapes: logits [batch, classes], hidden [batch, seq, width], query, key and value [batch, heads, seq, head size]. A key or value that
     several heads share is told once for each.
@@ -32,7 +33,13 @@ def observe(model: PreTrainedModel, batch: Batch, signals: frozenset[str]) -> di
     """
     wants_hidden = any(signal.startswith("hidden.") for signal in signals)
     blocks = {int(signal.partition(".")[2]) for signal in signals if signal.startswith(PROJECTIONS)}
-    with capturing(model, blocks) as stores, _precision(model):
+    last = f".{depth_of(model.config) - 1}"
+    alone = (
+        nullcontext()
+        if any(signal.endswith(last) for signal in signals)
+        else at_first_token(model, batch.attention_mask, capture_attention)
+    )
+    with capturing(model, blocks) as stores, alone, _precision(model):
         found = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=wants_hidden)
     outputs: dict[str, Tensor] = {}
     for signal in signals:

@@ -39,8 +39,9 @@ def masked_mean(values: Float[Tensor, " batch *rest"], valid: Bool[Tensor, " bat
         values: anything per example.
         valid: which entries count; broadcast against ``values``.
     """
-    valid = valid.expand_as(values).flatten(1)
-    return values.flatten(1).masked_fill(~valid, 0).sum(1) / valid.sum(1).clamp(min=1)
+    # Counted before it is broadcast: writing out a mask as large as the values took longer than the loss.
+    entries = valid.flatten(1).sum(1) * (values[0].numel() // valid[0].numel())
+    return values.masked_fill(~valid, 0).flatten(1).sum(1) / entries.clamp(min=1)
 
 
 def without_padding(states: Float[Tensor, "batch seq dim"], mask: Mask) -> Float[Tensor, "batch seq dim"]:

@@ -29,8 +29,9 @@ def hidden_mse(student: Hidden, teacher: Hidden, mask: Mask) -> PerExample:
     Reference: Jiao et al., *TinyBERT: Distilling BERT for Natural Language Understanding*, 2019, arXiv 1909.10351, equation 8;
     Romero et al., *FitNets: Hints for Thin Deep Nets*, 2014, arXiv 1412.6550, equation 3.
     """
-    student, teacher = _aligned(student, teacher, mask)
-    return masked_mean((student - teacher).square(), mask.bool()[:, :, None])
+    _require_aligned(student, teacher)
+    gap = without_padding(student - teacher.detach(), mask)  # once, and not of both: these are the largest tensors of a step
+    return gap.square().sum(dim=(1, 2)) / (mask.sum(dim=1) * gap.shape[2]).clamp(min=1)
 
 
 def embedding_mse(student: Hidden, teacher: Hidden, mask: Mask) -> PerExample:
@@ -114,14 +115,23 @@ def infonce(student: Hidden, teacher: Hidden, mask: Mask, temperature: float = 0
     return masked_mean(-cosines.log_softmax(dim=2).diagonal(dim1=1, dim2=2), mask.bool())
 
 
+def _require_aligned(student: Tensor, teacher: Tensor) -> None:
+    fix = "project the student's states to the teacher's size, or use nst or ckd"
+    require_equal("hidden size", student.shape[2], teacher.shape[2], fix)
+    _require_same_length(student, teacher)
+
+
+def _require_same_length(student: Tensor, teacher: Tensor) -> None:
+    require_equal("sequence length", student.shape[1], teacher.shape[1], "tokenise both alike, or compare pooled states")
+
+
 def _same_tokens(student: Tensor, teacher: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
     """Both without padding, the teacher without gradient."""
-    require_equal("sequence length", student.shape[1], teacher.shape[1], "tokenise both alike, or compare pooled states")
+    _require_same_length(student, teacher)
     return without_padding(student, mask), without_padding(teacher.detach(), mask)
 
 
 def _aligned(student: Tensor, teacher: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
     """:func:`_same_tokens` of states that are also equally wide."""
-    fix = "project the student's states to the teacher's size, or use nst or ckd"
-    require_equal("hidden size", student.shape[2], teacher.shape[2], fix)
+    _require_aligned(student, teacher)
     return _same_tokens(student, teacher, mask)

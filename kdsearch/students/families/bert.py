@@ -50,5 +50,6 @@ FAMILIES = {
         layer=layer,
         around=around,
         per_row=("bert.pooler.dense.weight", "classifier.weight"),
+        first_token="projected",
     )
 }

@@ -105,6 +105,7 @@ V1 = Family(
     layer=layer,
     around=around,
     per_row=("pooler.dense.weight", "classifier.weight"),
+    first_token="attention.self",
     embedding="embedding_size",
     positions=None,
     autocast=False,  # v1 masks bf16 scores with float32's lowest number

@@ -42,5 +42,6 @@ FAMILIES = {
         layer=layer,
         around=around,
         per_row=("pre_classifier.weight", "classifier.weight"),
+        first_token="projected",
     )
 }

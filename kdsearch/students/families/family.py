@@ -41,6 +41,9 @@ class Family:
     pads: the classifier looks for the last token that is not padding, so the config must name the padding.
 
     attention_path: the module in a layer that attends through transformers' AttentionInterface; None where the family does not.
+    first_token: where the classifier reads the first token only, how the last layer can be computed there alone if it is post-norm:
+    "projected" where its first three matrices make queries, keys and values and attention is plain; else the path of the module that
+    attends, which then runs on all tokens. None where the classifier reads more, or it is not known.
     layer, around: the tensors of one layer by their names in it, and all others by their full names.
     absent: full names of the table that exist in no model.
     projection: the matrix from factorised embeddings to the width.
@@ -59,6 +62,7 @@ class Family:
     layer: Callable[[PretrainedConfig], Roles]
     around: Callable[[PretrainedConfig], Roles]
     per_row: tuple[str, ...] = ()
+    first_token: str | None = None
     kv_heads: str | None = None
     embedding: str | None = None
     positions: str | None = "max_position_embeddings"

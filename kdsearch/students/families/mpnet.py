@@ -43,6 +43,7 @@ FAMILIES = {
         layer=layer,
         around=around,
         per_row=("classifier.dense.weight", "classifier.out_proj.weight"),
+        first_token="projected",
         position_offset=2,
     )
 }
