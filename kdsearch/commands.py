@@ -22,7 +22,7 @@ from kdsearch.check import Study
 from kdsearch.display import Display, line
 from kdsearch.errors import UserError
 from kdsearch.guesses import guesses
-from kdsearch.machine import accelerator
+from kdsearch.machine import accelerator, matrix_product_rate
 from kdsearch.objective import Bench
 from kdsearch.report import dashboard, front, html, study_folder, tables
 from kdsearch.students.baselines import baselines
@@ -208,7 +208,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _write_facts(study: Study, bench: Bench) -> None:
-    precision = accelerator(study.spec.target.device).mixed_precision
+    precision, count = accelerator(study.spec.target.device).mixed_precision, workers.count_for(study.spec)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    on_cpu = study.spec.target.device == "cpu"
     facts = {
         "name": study.spec.name,
         "base": str(study.base),
@@ -217,6 +219,9 @@ def _write_facts(study: Study, bench: Bench) -> None:
         **bench.facts,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}, "
         f"training in {'float32' if precision == 'no' else precision}",
+        "workers": count,
+        # FLOP/s of what one worker may use; on a GPU it is not measured
+        "rate": matrix_product_rate(dtype=dtype, count=max(1, torch.get_num_threads() // count)) if on_cpu else None,
         "versions": {name: version(name) for name in PACKAGES},
     }
     records.write_text(study.folder / "study.json", json.dumps(facts, indent=2))
@@ -241,4 +246,9 @@ def _write_results(folder: Path, store: Any, console: Console) -> None:
     tables.show_front(loaded, console)
     plan, seconds = Search.model_validate(loaded.facts["spec"]["search"]), store.user_attrs.get(study_store.SECONDS, 0.0)
     said = remarks.after_run(loaded.records, plan, seconds)
+    target, batch_tokens = loaded.facts["spec"]["target"], loaded.facts["spec"]["proxy"]["batch_tokens"]
+    read = target["batch_size"] * target["sequence_length"]
+    if rate := loaded.facts["rate"]:
+        effort = remarks.on_effort(loaded.records, seconds * loaded.facts["workers"], rate, read, batch_tokens)
+        said = [effort, *said] if effort else said
     console.print("\n".join([*said, *(str(path) for path in written)]), markup=False, highlight=False)

@@ -41,14 +41,14 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def matrix_product_rate(size: int = 768, repeats: int = 5) -> float:
-    """Floating-point operations per second of a float32 matrix product on the CPU, the best of a few."""
-    left = torch.ones(size, size)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.matmul(left, left)
-        seconds.append(time.perf_counter() - start)
+def matrix_product_rate(size: int = 768, repeats: int = 5, dtype: torch.dtype = torch.float32, count: int | None = None) -> float:
+    """Floating-point operations per second of a matrix product on the CPU, the best of a few, on ``count`` threads (None: all)."""
+    left, seconds = torch.ones(size, size, dtype=dtype), []
+    with threads(count or torch.get_num_threads()):
+        for _ in range(repeats):
+            start = time.perf_counter()
+            torch.matmul(left, left)
+            seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds)
 
 

@@ -132,26 +132,37 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
 
     What goes wrong in a stage is raised; the search records it and goes on.
     """
-    start, spec = time.perf_counter(), bench.spec
+    spec, laps, since = bench.spec, dict[str, float](), time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal since
+        laps[stage], since = time.perf_counter() - since, time.perf_counter()
+
+    def ended(found: Measurement, **changes: Any) -> Measurement:
+        lap("rest")
+        return replace(found, seconds=sum(laps.values()), stages=laps, **changes)
+
     if impossible := recipe_mistakes(candidate.distillation, shapes_of(candidate.architecture, bench.teacher.config)):
-        unknown = _violations(Measurement(REFUSED), bench)
-        return Measurement(REFUSED, reason="; ".join(impossible), seconds=time.perf_counter() - start, violations=unknown)
+        return ended(Measurement(REFUSED), reason="; ".join(impossible), violations=_violations(Measurement(REFUSED), bench))
     counted = measured_cost(candidate, bench)
     if (reason := broken(counted, bench)) and not train_anyway:
-        return replace(counted, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
+        return ended(counted, reason=reason)
     if messages := tokenised_otherwise(candidate, bench):
-        over = (*excess(counted, bench), 1.0)
-        return replace(counted, state=REFUSED, reason="; ".join(messages), violations=over, seconds=time.perf_counter() - start)
+        return ended(counted, reason="; ".join(messages), violations=(*excess(counted, bench), 1.0))
     student = started(candidate, bench, seed)
+    lap("building")
     with bench.quiet():
+        lap("waiting")
         timed = _with_latency(counted, measure(student, bench.teacher, spec.target, seed))
+    lap("latency")
     timed = replace(timed, violations=_violations(timed, bench))
     if (reason := broken(timed, bench)) and not train_anyway:
-        return replace(timed, state=REFUSED, reason=reason, seconds=time.perf_counter() - start)
+        return ended(timed, reason=reason)
     train(student, candidate, bench, spec.proxy, progress)
+    lap("training")
     found = replace(timed, state=COMPLETE, **scores(student, bench, candidate.architecture.vocabulary), steps=spec.proxy.steps)
-    over, reason = _violations(found, bench), broken(found, bench)
-    return replace(found, violations=over, reason=reason, seconds=time.perf_counter() - start)
+    lap("scoring")
+    return ended(found, violations=_violations(found, bench), reason=broken(found, bench))
 
 
 def started(candidate: Candidate, bench: Bench, seed: int) -> PreTrainedModel:

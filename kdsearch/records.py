@@ -7,7 +7,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class Measurement:
 
     Units: ``latency_*`` in milliseconds per batch, ``*_relative`` as a ratio to the teacher measured beside it, accuracy in [0, 1],
     ``divergence`` the mean KL(teacher || student) in nats on held-out text, ``seconds`` of wall time, ``parameters`` and
-    ``flops`` (per forward pass of one batch) as counts, ``bytes`` of the saved weights.
+    ``flops`` (per forward pass of one batch) as counts, ``bytes`` of the saved weights; ``stages``: which part of ``seconds`` went where.
     """
 
     state: str
@@ -40,6 +40,7 @@ class Measurement:
     bytes: int | None = None
     steps: int = 0
     seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
     violations: tuple[float, ...] = ()
     traceback: str | None = None
 

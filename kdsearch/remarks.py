@@ -21,6 +21,23 @@ def after_run(known: Sequence[Record], plan: Search, seconds: float) -> list[str
     return [remark for remark in (_on_front(known, spent is not None), spent) if remark]
 
 
+def on_effort(known: Sequence[Record], seconds: float, rate: float, tokens_of_flops: float, batch_tokens: int) -> str | None:
+    """Where ``seconds`` (of all workers together) went, and what the training's matrix products alone would take.
+
+    A step of training is three forward passes, 3 x FLOPs of a token x tokens of a batch, of a student whose ``flops`` belong to
+    ``tokens_of_flops`` tokens, at ``rate`` FLOP/s, the machine's own in the precision that trains.
+    """
+    done = [record.measurement for record in known if record.duplicate_of is None and record.measurement.stages]
+    if not done or seconds <= 0:
+        return None
+    stages = dict.fromkeys(stage for found in done for stage in found.stages)
+    spent = {stage: sum(found.stages.get(stage, 0.0) for found in done) for stage in stages}
+    spent["rest"] = max(0.0, seconds - sum(value for stage, value in spent.items() if stage != "rest"))
+    needed = sum(3 * (found.flops or 0.0) / tokens_of_flops * found.steps * batch_tokens for found in done) / rate
+    words = ", ".join(f"{stage} {value / seconds:.0%}" for stage, value in sorted(spent.items(), key=lambda item: -item[1]))
+    return f"Time: {words}. At the machine's full rate the training's matrix products alone take {needed / seconds:.0%} of it."
+
+
 def _on_front(known: Sequence[Record], spent: bool) -> str | None:
     fresh = [record for record in known if record.duplicate_of is None]
     if not fresh or any(record.feasible for record in fresh):

@@ -7,6 +7,7 @@ Each imports and loads once; what the teacher said is on disk and shared. A proc
 import multiprocessing
 import queue
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -132,7 +133,9 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         for worker in self.all.values():
-            worker.process.terminate()
+            worker.connection.close()  # ends one that waits
+            if worker not in self.idle.queue:
+                worker.process.terminate()
         for worker in self.all.values():
             worker.process.join(PATIENCE)
             if worker.process.is_alive():
@@ -153,6 +156,7 @@ class Workers:
 def _work(connection: Connection, lesson: Lesson, threads: int, folder: Path, number: int, count: int) -> None:
     """A process's life: wait for the facts, load, evaluate what comes, end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # with what a process does at its end
     torch.set_num_threads(threads)
     gate, told = Gate(folder, number, count), time.monotonic()
 

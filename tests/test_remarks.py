@@ -63,3 +63,14 @@ def test_what_speaks_against_a_pick(found: Record, expected: str | None) -> None
 )
 def test_what_a_run_ends_with(known: list[Record], plan: Search, expected: list[str]) -> None:
     assert remarks.after_run(known, plan, 30.0 * len(known)) == expected
+
+
+def test_the_effort_is_shared_out_whole_and_held_against_the_matrix_products_alone() -> None:
+    found = Measurement(COMPLETE, flops=32e6, steps=100, stages={"training": 30.0, "scoring": 6.0, "rest": 1.0})
+    known = [Record(0, {}, found, 0), Record(1, {}, found, 0), Record(2, {}, found, 0, duplicate_of=0), record(3, REFUSED, 0.1)]
+    # 3 x 1e6 FLOPs a token x 1000 tokens x 100 steps, twice, at 1e11 a second: 6 of 120 seconds
+    said = remarks.on_effort(known, 120.0, 1e11, 32, 1000)
+    assert (
+        said == "Time: training 50%, rest 40%, scoring 10%. At the machine's full rate the training's matrix products alone take 5% of it."
+    )
+    assert remarks.on_effort(known[3:], 120.0, 1e11, 32, 1000) is None
