@@ -31,7 +31,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from kdsearch import check, objective, space_file, teacher
+from kdsearch import check, inference, objective, space_file
 from kdsearch.candidate import OTHER_MODELS, Architecture, Candidate, Initialization, Recipe, Term, Training
 from kdsearch.machine import accelerator
 from kdsearch.students.initialize import BY_MEASURE, BY_PLACE
@@ -97,7 +97,7 @@ def weights_key(student: PreTrainedModel, candidate: Candidate) -> str:
 def answers(student: PreTrainedModel, bench: objective.Bench, vocabulary: int | None) -> tuple[np.ndarray, float]:
     """Which validation rows are right, and the mean divergence to the teacher."""
     rows = bench.reading(vocabulary).rows
-    logits = teacher.predict(student, rows.encoded, rows.measuring, rows.pad_id, bench.spec.target.device)
+    logits = inference.predict(student, rows.encoded, rows.measuring, rows.pad_id, bench.spec.target.device)
     right = logits[: len(rows.validation)].argmax(1) == rows.encoded.labels[rows.validation]
     return right, metrics.mean(metrics.kl(bench.outputs.arrays["logits"][rows.measuring], logits))[0]
 

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from kdsearch import check, objective, search_space, teacher
+from kdsearch import check, inference, objective, search_space, teacher
 from kdsearch.candidate import Candidate, Recipe
 from kdsearch.distillation.knowledge import Shapes, teacher_signals
 from kdsearch.machine import accelerator
@@ -227,7 +227,7 @@ def kdsearch(params: Params, work: Work) -> Trained:
     candidate = proposed(work.space, FixedTrial(params))
     student = build(bench.teacher, candidate, work.seed)
     objective.train(student, candidate, bench, proxy)
-    logits = teacher.predict(student, bench.rows.encoded, bench.rows.validation, bench.rows.pad_id, bench.spec.target.device)
+    logits = inference.predict(student, bench.rows.encoded, bench.rows.validation, bench.rows.pad_id, bench.spec.target.device)
     return logits, *seen(bench.rows, proxy.batch_tokens, proxy.steps, bench.spec.search.seed)[:2]
 
 
@@ -286,7 +286,7 @@ def prepare(path: Path, steps: int, seed: int, candidates: list[Params], folder:
     changed = {"proxy": spec.proxy.model_copy(update=proxy), "search": spec.search.model_copy(update={"seed": seed})}
     with cache_at(folder):
         start = time.perf_counter()
-        outputs = teacher.outputs(guide, key, rows, signals(study.space, candidates, guide), device, objective.silent)
+        outputs = inference.outputs(guide, key, rows, signals(study.space, candidates, guide), device, objective.silent)
         cache_seconds = time.perf_counter() - start
     bench = objective.Bench(spec.model_copy(update=changed), guide, tokenizer, rows, outputs, facts={}, texts=task)
     padded = [padded_rows(tokenizer, part, spec.task.max_length) for part in (task.train, task.validation)]

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import transformers
 
-from kdsearch import check, objective, search_space, space_file, teacher
+from kdsearch import check, inference, objective, search_space, space_file
 from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Training
 from kdsearch.machine import accelerator
 from kdsearch.students.build import build
@@ -102,7 +102,7 @@ def distilled(name: str, start: str, seed: int, recipe: Recipe, bench: objective
     student = build(bench.teacher, candidate, seed)
     objective.train(student, candidate, bench, bench.spec.proxy)
     seconds, rows = time.perf_counter() - begin, bench.rows
-    logits = teacher.predict(student, rows.encoded, rows.measuring, rows.pad_id, bench.spec.target.device)
+    logits = inference.predict(student, rows.encoded, rows.measuring, rows.pad_id, bench.spec.target.device)
     right = logits[: len(rows.validation)].argmax(1) == rows.encoded.labels[rows.validation]
     divergence = metrics.mean(metrics.kl(bench.outputs.arrays["logits"][rows.measuring], logits))[0]
     return Run(name, start, candidate.key(), seed, right.astype(int).tolist(), divergence, seconds)

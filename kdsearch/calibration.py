@@ -12,6 +12,8 @@ from kdsearch import cost
 from kdsearch.candidate import Initialization
 from kdsearch.distillation.loop import Progress
 from kdsearch.distillation.signals import explicit_attention
+from kdsearch.inference import FORWARD_TOKENS
+from kdsearch.kept import digest, one_at_a_time, written_aside
 from kdsearch.machine import accelerator, threads, threads_for
 from kdsearch.resources import cache_folder
 from kdsearch.students.families import depth_of, sizes_of, tensors_of
@@ -19,7 +21,7 @@ from kdsearch.students.importance import Calibration, calibrate
 from kdsearch.students.removal import dropped
 from kdsearch.tasks.batches import bucket, collate
 from kdsearch.tasks.pool import Pool
-from kdsearch.teacher import FORWARD_TOKENS, digest, one_at_a_time, weights_key, written_aside
+from kdsearch.teacher import weights_key
 
 VERSION = 1
 ROWS, REMOVAL_ROWS = 1000, 250  # removal takes N (N + 1) / 2 passes

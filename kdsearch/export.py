@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from kdsearch import objective, records, teacher
+from kdsearch import inference, objective, records
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.loop import Progress
+from kdsearch.kept import written_aside
 from kdsearch.objective import Bench, scores, silent
 from kdsearch.students.families import longest
 from kdsearch.target.latency import measure
@@ -41,7 +42,7 @@ def train(candidate: Candidate, trial: int, seed: int, bench: Bench, folder: Pat
     student = objective.started(candidate, bench, seed)  # the seed of the trial: what is random in the student is the same again
     objective.train(student, candidate, bench, spec.train, progress)
     place = folder / "exports" / str(trial)
-    with teacher.written_aside(place) as aside:  # an older export of the trial stays whole until this one is
+    with written_aside(place) as aside:  # an older export of the trial stays whole until this one is
         result = _write(aside, student, candidate, trial, bench, start)
     return Export(place / "model", result)
 
@@ -119,6 +120,6 @@ Distilled by kdsearch, study `{bench.spec.name}`, trial {result["trial"]}, {resu
 
 
 def _test(model: PreTrainedModel, rows: Pool, bench: Bench, name: str) -> dict[str, float]:
-    logits = teacher.predict(model, rows.test, np.arange(len(rows.test)), rows.pad_id, bench.spec.target.device)
+    logits = inference.predict(model, rows.test, np.arange(len(rows.test)), rows.pad_id, bench.spec.target.device)
     accuracy, error = metrics.accuracy(logits.argmax(1), rows.test.labels)
     return {name: accuracy, f"{name}_se": error}

@@ -12,13 +12,14 @@ import numpy as np
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from kdsearch import calibration, cost, starts, teacher
+from kdsearch import calibration, cost, inference, starts, teacher
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.distil import Lesson, TeacherOf, distil
 from kdsearch.distillation.knowledge import shapes_of, teacher_signals
 from kdsearch.distillation.loop import Progress
 from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
+from kdsearch.inference import Outputs
 from kdsearch.machine import accelerator
 from kdsearch.records import COMPLETE, REFUSED, Measurement
 from kdsearch.search_space import depths, each_branch, vocabularies
@@ -34,7 +35,6 @@ from kdsearch.target.latency import Latency, measure
 from kdsearch.tasks import data, metrics, pool
 from kdsearch.tasks.batches import Batch, collate
 from kdsearch.tasks.data import TaskData
-from kdsearch.teacher import Outputs
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -95,7 +95,8 @@ def prepare(
     texts = data.load(spec.task, base, teacher.labels(spec.teacher, base))
     rows = pool.build(texts, tokenizer, spec.task.max_length)
     model, key = teacher.load(spec.teacher, base, rows, seed, device, progress)
-    outputs = teacher.outputs(model, key, rows, signals_of(space, extra, model.config), device, progress)
+    signals = signals_of(space, extra, model.config)
+    outputs = inference.outputs(model, key, rows, signals, device, progress, trusted=facts is not None)
     reduces = vocabularies(space) != [None]
     if facts is None:
         facts = _facts(spec, model, rows, outputs, key)
@@ -216,7 +217,7 @@ def measured_cost(candidate: Candidate, bench: Bench) -> Measurement:
 def scores(student: PreTrainedModel, bench: Bench, vocabulary: int | None = None) -> dict[str, float]:
     """Accuracy on validation, and mean KL(teacher || student) in nats on validation and held-out text, each with its standard error."""
     rows, measuring = bench.reading(vocabulary).rows, bench.rows.measuring
-    logits = teacher.predict(student, rows.encoded, measuring, rows.pad_id, bench.spec.target.device)
+    logits = inference.predict(student, rows.encoded, measuring, rows.pad_id, bench.spec.target.device)
     labelled = len(rows.validation)
     accuracy, accuracy_se = metrics.accuracy(logits[:labelled].argmax(1), rows.encoded.labels[rows.validation])
     divergence, divergence_se = metrics.mean(metrics.kl(bench.outputs.arrays["logits"][measuring], logits))

@@ -1,19 +1,13 @@
-"""The teacher: loaded or fine-tuned once, its outputs computed once per study; both on disk, keyed by the content they come from."""
+"""The teacher: loaded, or fine-tuned once and kept on disk, by the content that it comes from."""
 
 import hashlib
 import json
 import math
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
@@ -22,15 +16,15 @@ from transformers.utils import logging
 from kdsearch.distillation.loop import Progress, Schedule, fit
 from kdsearch.distillation.signals import explicit_attention, observe
 from kdsearch.errors import UserError
+from kdsearch.kept import CACHE_VERSION, digest, one_at_a_time, written_aside
 from kdsearch.machine import accelerator, threads, threads_for
 from kdsearch.resources import cache_folder, file_sha256, looks_local, resolve
 from kdsearch.students.families import classes_of, family_of, teacher_mistakes
 from kdsearch.study_file import Teacher
-from kdsearch.tasks.batches import Batch, Encoded, bucket, collate, stream
+from kdsearch.tasks.batches import Batch, bucket, collate, stream
 from kdsearch.tasks.pool import Pool
 
-CACHE_VERSION = 2
-FORWARD_TOKENS, TRAIN_TOKENS, WARMUP = 2048, 1024, 0.1
+TRAIN_TOKENS, WARMUP = 1024, 0.1
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
@@ -136,105 +130,6 @@ def _kept(folder: Path) -> PreTrainedModel | None:
         return None
 
 
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Of the processes that need this folder one makes it, and the others wait and read it."""
-    locks = cache_folder() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{folder.name}.lock"):
-        yield
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """A teacher's cached outputs over a pool: per signal one flat memory-mapped array, per row (logits) or per token."""
-
-    arrays: dict[str, np.ndarray]
-    offsets: np.ndarray
-
-    def batch(self, signals: frozenset[str], batch: Batch) -> dict[str, Tensor]:
-        """The named signals of a batch's rows: logits [batch, classes], others [batch, seq, width], zero in padding."""
-        width, device = batch.input_ids.shape[1], batch.input_ids.device
-        starts, ends = self.offsets[batch.rows], self.offsets[batch.rows + 1]
-        places = np.minimum(starts[:, None] + np.arange(width)[None, :], ends[:, None] - 1)
-        found: dict[str, Tensor] = {}
-        for signal in signals:
-            if signal == "logits":
-                found[signal] = torch.from_numpy(self.arrays[signal][batch.rows]).to(device)
-                continue
-            values = torch.from_numpy(self.arrays[signal][places]).view(torch.bfloat16).to(device)
-            found[signal] = values.masked_fill_(batch.attention_mask[:, :, None] == 0, 0)  # read into memory of its own
-        return found
-
-
-def outputs(model: PreTrainedModel, key: str, pool: Pool, signals: frozenset[str], device: str, progress: Progress) -> Outputs:
-    """The teacher's outputs over the pool: read from disk when they are there, else computed in one pass and kept.
-
-    Logits are float32 and stand for every row; everything else is bfloat16 and stands for the rows that students are trained on, which
-    come first in a pool. A folder is written aside and renamed, so it is whole or absent; one that is damaged is made again.
-    """
-    folder = cache_folder() / "outputs" / digest(key, pool.key, *sorted(signals), str(CACHE_VERSION))
-    shapes = {signal: len(pool.encoded) if signal == "logits" else _trained_tokens(pool) for signal in signals}
-    with one_at_a_time(folder):
-        arrays = _read(folder, shapes)
-        if arrays is None:
-            with written_aside(folder) as aside:
-                _compute(model, pool, signals, aside, device, progress)
-            arrays = _read(folder, shapes)
-    assert arrays is not None
-    return Outputs(arrays, pool.encoded.offsets)
-
-
-def _read(folder: Path, shapes: dict[str, int]) -> dict[str, np.ndarray] | None:
-    """The cached arrays, or None where one is missing, cut off, or of another length."""
-    try:
-        arrays = {signal: np.load(folder / f"{signal}.npy", mmap_mode=None if signal == "logits" else "r") for signal in shapes}
-    except (OSError, ValueError, EOFError):
-        return None
-    return arrays if all(len(arrays[signal]) == length for signal, length in shapes.items()) else None
-
-
-def _trained_tokens(pool: Pool) -> int:
-    """Tokens of the rows that students are trained on; train and transfer stand first in a pool."""
-    return int(pool.encoded.offsets[len(pool.train) + len(pool.transfer)])
-
-
-def predict(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, pad_id: int, device: str) -> np.ndarray:
-    """Logits [rows, classes] of a model over some rows, in the order of ``rows``."""
-    position = {int(row): place for place, row in enumerate(rows)}
-    found = np.zeros((len(rows), classes_of(model.config)), dtype=np.float32)
-    for batch, answer in forward(model, encoded, rows, pad_id, frozenset({"logits"}), device):
-        found[[position[int(row)] for row in batch.rows]] = answer["logits"].float().cpu().numpy()
-    return found
-
-
-def forward(
-    model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, pad_id: int, signals: frozenset[str], device: str
-) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """Inference over rows in length buckets."""
-    helper = accelerator(device)
-    model.to(helper.device).eval()
-    with explicit_attention(model), threads(threads_for(model, FORWARD_TOKENS // 3)):  # a step is three forward passes
-        for some in bucket(rows, encoded.lengths, FORWARD_TOKENS):
-            batch = collate(encoded, some, pad_id, helper.device)
-            with torch.inference_mode(), helper.autocast():
-                answer = observe(model, batch, signals)
-            yield batch, answer
-
-
-@contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``folder`` when all is written; a kill leaves no half of it under that name."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
-    try:
-        yield aside
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def classifier(name: str, classes: list[str], new_head: bool) -> PreTrainedModel:
     """A model with a head for these classes; ``new_head`` replaces one that does not fit.
 
@@ -277,31 +172,6 @@ def _fine_tune(model: PreTrainedModel, spec: Teacher, pool: Pool, seed: int, dev
     model.requires_grad_(True).cpu()
 
 
-def _compute(model: PreTrainedModel, pool: Pool, signals: frozenset[str], folder: Path, device: str, progress: Progress) -> None:
-    encoded, done = pool.encoded, 0
-    trained = len(pool.train) + len(pool.transfer)
-    logits, sizes = np.zeros((len(encoded), classes_of(model.config)), dtype=np.float32), _trained_tokens(pool)
-    files: dict[str, np.ndarray] = {}
-    for rows, wanted in ((np.arange(trained), signals), (np.arange(trained, len(encoded)), frozenset({"logits"}))):
-        for batch, answer in forward(model, encoded, rows, pool.pad_id, wanted, device):
-            tokens = batch.attention_mask.bool()
-            places = np.concatenate([np.arange(*encoded.offsets[[row, row + 1]].tolist()) for row in batch.rows])
-            logits[batch.rows] = answer.pop("logits").float().cpu().numpy() if "logits" in answer else 0
-            for signal, values in answer.items():
-                merged = values.transpose(1, 2).flatten(2) if values.ndim == 4 else values
-                flat = merged[tokens].to(torch.bfloat16).cpu().view(torch.int16).numpy()
-                if signal not in files:
-                    files[signal] = np.lib.format.open_memmap(
-                        folder / f"{signal}.npy", mode="w+", dtype=flat.dtype, shape=(sizes, flat.shape[1])
-                    )
-                files[signal][places] = flat
-            done += len(places)
-            progress("caching the teacher's outputs", done, int(encoded.offsets[-1]))
-    for file in files.values():
-        file.flush()  # pyright: ignore[reportAttributeAccessIssue] - a memmap
-    np.save(folder / "logits.npy", logits)
-
-
 def weights_key(model: PreTrainedModel) -> str:
     """Content hash of a model's config and weights."""
     digest = hashlib.sha256(model.config.to_json_string().encode())
@@ -309,8 +179,3 @@ def weights_key(model: PreTrainedModel) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def digest(*parts: str) -> str:
-    """Content hash of some texts: the name of a folder that is kept for them."""
-    return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()[:24]

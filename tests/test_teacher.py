@@ -5,20 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import BertModel, PreTrainedModel
 
-from kdsearch import teacher
-from kdsearch.distillation.signals import observe
+from kdsearch import inference, teacher
 from kdsearch.errors import UserError
-from kdsearch.machine import accelerator
 from kdsearch.resources import file_sha256
 from kdsearch.study_file import FineTune, Teacher
 from kdsearch.tasks import pool
-from kdsearch.tasks.batches import collate
 from kdsearch.tasks.pool import Pool
 from tests import tiny
 
@@ -63,7 +59,7 @@ def forwards(model: PreTrainedModel) -> list[int]:
 
 
 def cross_entropy(model: PreTrainedModel, rows: Pool) -> float:
-    logits = teacher.predict(model, rows.encoded, rows.train, rows.pad_id, "cpu")
+    logits = inference.predict(model, rows.encoded, rows.train, rows.pad_id, "cpu")
     labels = torch.from_numpy(rows.encoded.labels[rows.train])
     return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), labels))
 
@@ -149,116 +145,6 @@ def test_weights_that_cannot_be_loaded_are_the_user_s_to_mend(tmp_path: Path, ro
     (tmp_path / "model" / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match=r"'.*model' cannot be loaded"):
         load(AS_IT_IS, tmp_path, rows)
-
-
-def test_outputs_are_computed_once_and_then_read(tmp_path: Path, rows: Pool, cache: Path) -> None:
-    model, key, _ = load(AS_IT_IS, tmp_path, rows)
-    seen, events = forwards(model), Events()
-    first = teacher.outputs(model, key, rows, SIGNALS, "cpu", events)
-    assert seen
-    assert events[-1][1] == events[-1][2] == len(rows.encoded.ids)
-    computed = len(seen)
-    again = teacher.outputs(model, key, rows, SIGNALS, "cpu", events)
-    assert len(seen) == computed
-    assert all(np.array_equal(again.arrays[signal], first.arrays[signal]) for signal in SIGNALS)
-    assert len(list((cache / "outputs").iterdir())) == 1
-
-
-def test_of_rows_that_are_only_measured_nothing_but_logits_is_kept(tmp_path: Path, rows: Pool, cache: Path) -> None:
-    model, key, _ = load(AS_IT_IS, tmp_path, rows)
-    found = teacher.outputs(model, key, rows, SIGNALS, "cpu", Events())
-    tokens = rows.encoded.offsets[len(rows.train) + len(rows.transfer)]
-    assert {signal: len(found.arrays[signal]) for signal in SIGNALS} == {
-        signal: len(rows.encoded) if signal == "logits" else tokens for signal in SIGNALS
-    }
-    every = teacher.predict(model, rows.encoded, np.arange(len(rows.encoded)), rows.pad_id, "cpu")
-    np.testing.assert_allclose(found.arrays["logits"], every, atol=1e-5)
-
-
-@pytest.mark.parametrize("damage", ["cut off", "empty", "gone", "of another length"])
-@pytest.mark.parametrize("signal", ["logits", "hidden.2"])
-def test_a_damaged_cache_is_made_again_and_never_used(damage: str, signal: str, tmp_path: Path, rows: Pool, cache: Path) -> None:
-    model, key, _ = load(AS_IT_IS, tmp_path, rows)
-    first = teacher.outputs(model, key, rows, SIGNALS, "cpu", Events())
-    expected = {name: np.array(array) for name, array in first.arrays.items()}
-    (file,) = (cache / "outputs").glob(f"*/{signal}.npy")
-    if damage == "gone":
-        file.unlink()
-    elif damage == "of another length":
-        np.save(file, expected[signal][:5])
-    else:
-        file.write_bytes(file.read_bytes()[: 200 if damage == "cut off" else 0])
-    again = teacher.outputs(model, key, rows, SIGNALS, "cpu", Events())
-    assert all(np.array_equal(again.arrays[name], expected[name]) for name in SIGNALS)
-
-
-@pytest.mark.parametrize("what", ["rows", "signals", "teacher"])
-def test_outputs_of_other_content_are_computed_anew_beside_the_old(what: str, tmp_path: Path, rows: Pool, cache: Path) -> None:
-    model, key, _ = load(AS_IT_IS, tmp_path, rows)
-    teacher.outputs(model, key, rows, frozenset({"logits"}), "cpu", Events())
-    seen = forwards(model)
-    other_rows = tiny.rows(tmp_path, train=46) if what == "rows" else rows
-    signals = frozenset({"logits", "hidden.0"}) if what == "signals" else frozenset({"logits"})
-    found = teacher.outputs(model, "another" if what == "teacher" else key, other_rows, signals, "cpu", Events())
-    assert seen
-    assert len(list((cache / "outputs").iterdir())) == 2
-    assert len(found.arrays["logits"]) == len(other_rows.encoded)
-
-
-def test_cached_outputs_are_those_of_a_forward_pass(tmp_path: Path, rows: Pool) -> None:
-    model, key, _ = load(AS_IT_IS, tmp_path, rows)
-    outputs = teacher.outputs(model, key, rows, SIGNALS, "cpu", Events())
-    trained = len(rows.train) + len(rows.transfer)  # of the others only logits are kept
-    some = np.random.default_rng(0).permutation(trained)[:9]  # other rows together than when they were computed
-    batch = collate(rows.encoded, some, rows.pad_id, torch.device("cpu"))
-    with torch.inference_mode(), accelerator("cpu").autocast():
-        direct = observe(model, batch, SIGNALS)
-    found = outputs.batch(SIGNALS, batch)
-    torch.testing.assert_close(found.pop("logits"), direct.pop("logits").float(), rtol=0, atol=1e-5)
-    assert set(found) == set(direct)
-    padding = batch.attention_mask == 0
-    assert padding.any()
-    for signal, values in found.items():
-        of_model = direct[signal]
-        if of_model.ndim == 4:  # [batch, heads, seq, head size] --> head by head side by side
-            of_model = torch.cat(list(of_model.unbind(1)), dim=2)
-        assert values.dtype == torch.bfloat16
-        assert not values[padding].any(), signal
-        torch.testing.assert_close(values[~padding].float(), of_model[~padding].float(), rtol=2**-8, atol=1e-5, msg=signal)
-
-
-def test_predictions_stand_in_the_order_of_the_rows(tmp_path: Path, rows: Pool) -> None:
-    model = tiny.teacher()
-    some = np.random.default_rng(0).permutation(len(rows.encoded))[:30]
-    found = teacher.predict(model, rows.encoded, some, rows.pad_id, "cpu")
-    for place, row in enumerate(some[:8]):
-        one = collate(rows.encoded, np.array([row]), rows.pad_id, torch.device("cpu"))
-        with torch.inference_mode(), accelerator("cpu").autocast():
-            logits = model(input_ids=one.input_ids, attention_mask=one.attention_mask).logits
-        np.testing.assert_allclose(found[place], logits[0].float().numpy(), atol=1e-5)
-
-
-def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
-    folder = tmp_path / "deep" / "outputs"
-    with pytest.raises(FileNotFoundError), teacher.written_aside(folder) as aside:
-        shutil.copytree(tmp_path / "absent", Path(shutil.copy(__file__, aside)))
-    assert list((tmp_path / "deep").iterdir()) == []
-    with teacher.written_aside(folder) as aside:
-        (aside / "whole.npy").write_text("x")
-        assert not folder.exists()
-    assert [path.name for path in folder.parent.iterdir()] == ["outputs"]
-    assert (folder / "whole.npy").read_text() == "x"
-
-
-def test_outputs_that_fail_half_way_leave_nothing_that_could_be_taken_for_whole(tmp_path: Path, rows: Pool, cache: Path) -> None:
-    model, key, _ = load(AS_IT_IS, tmp_path, rows)
-
-    def stop(*event: Any) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        teacher.outputs(model, key, rows, SIGNALS, "cpu", stop)
-    assert list((cache / "outputs").iterdir()) == []
 
 
 @pytest.mark.parametrize(

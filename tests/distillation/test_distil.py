@@ -13,11 +13,11 @@ from kdsearch.distillation.composition import Composition
 from kdsearch.distillation.distil import Lesson, batches, distil
 from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.signals import observe
+from kdsearch.inference import predict
 from kdsearch.students.build import build
 from kdsearch.study_file import Training as Length
 from kdsearch.tasks import metrics
 from kdsearch.tasks.pool import Pool
-from kdsearch.teacher import predict
 from tests import tiny
 
 TEACHER = tiny.teacher()

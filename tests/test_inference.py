@@ -1,0 +1,183 @@
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from kdsearch import inference, teacher
+from kdsearch.distillation.signals import observe
+from kdsearch.errors import UserError
+from kdsearch.machine import accelerator
+from kdsearch.study_file import FineTune, Teacher
+from kdsearch.tasks.batches import collate
+from kdsearch.tasks.pool import Pool
+from tests import tiny
+
+SIGNALS = frozenset({"logits", "hidden.embedding", "hidden.2", "query.3", "key.3", "value.0"})
+TUNED = Teacher(model="model", fine_tune=FineTune(epochs=6, learning_rate=2e-3))
+AS_IT_IS = Teacher(model="model", fine_tune=None)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Pool:
+    tiny.save(tmp_path / "model")
+    return tiny.rows(tmp_path)
+
+
+class Events(list):
+    """Progress that is kept: (stage, done, total)."""
+
+    def __call__(self, *event: Any) -> None:
+        self.append(event)
+
+    def of(self, stage: str) -> int:
+        return sum(stage in event[0] for event in self)
+
+
+def load(spec: Teacher, base: Path, rows: Pool, seed: int = 0) -> tuple[PreTrainedModel, str, Events]:
+    events = Events()
+    model, key = teacher.load(spec, base, rows, seed, "cpu", events)
+    return model, key, events
+
+
+def forwards(model: PreTrainedModel) -> list[int]:
+    """Grows by one with each forward pass."""
+    seen: list[int] = []
+    model.register_forward_hook(lambda *_: seen.append(1))
+    return seen
+
+
+def cross_entropy(model: PreTrainedModel, rows: Pool) -> float:
+    logits = inference.predict(model, rows.encoded, rows.train, rows.pad_id, "cpu")
+    labels = torch.from_numpy(rows.encoded.labels[rows.train])
+    return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), labels))
+
+
+def test_outputs_are_computed_once_and_then_read(tmp_path: Path, rows: Pool, cache: Path) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    seen, events = forwards(model), Events()
+    first = inference.outputs(model, key, rows, SIGNALS, "cpu", events)
+    assert seen
+    assert events[-1][1] == events[-1][2] == len(rows.encoded.ids)
+    computed = len(seen)
+    again = inference.outputs(model, key, rows, SIGNALS, "cpu", events)
+    assert len(seen) == computed
+    assert all(np.array_equal(again.arrays[signal], first.arrays[signal]) for signal in SIGNALS)
+    assert len(list((cache / "outputs").iterdir())) == 1
+
+
+def test_of_rows_that_are_only_measured_nothing_but_logits_is_kept(tmp_path: Path, rows: Pool, cache: Path) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    found = inference.outputs(model, key, rows, SIGNALS, "cpu", Events())
+    tokens = rows.encoded.offsets[len(rows.train) + len(rows.transfer)]
+    assert {signal: len(found.arrays[signal]) for signal in SIGNALS} == {
+        signal: len(rows.encoded) if signal == "logits" else tokens for signal in SIGNALS
+    }
+    every = inference.predict(model, rows.encoded, np.arange(len(rows.encoded)), rows.pad_id, "cpu")
+    np.testing.assert_allclose(found.arrays["logits"], every, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "empty", "gone", "of another length", "one bit"])
+@pytest.mark.parametrize("signal", ["logits", "hidden.2"])
+def test_a_damaged_cache_is_made_again_and_never_used(damage: str, signal: str, tmp_path: Path, rows: Pool, cache: Path) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    first = inference.outputs(model, key, rows, SIGNALS, "cpu", Events())
+    expected = {name: np.array(array) for name, array in first.arrays.items()}
+    (file,) = (cache / "outputs").glob(f"*/{signal}.npy")
+    if damage == "gone":
+        file.unlink()
+    elif damage == "of another length":
+        np.save(file, expected[signal][:5])
+    elif damage == "one bit":
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 4
+        file.write_bytes(content)
+    else:
+        file.write_bytes(file.read_bytes()[: 200 if damage == "cut off" else 0])
+    again = inference.outputs(model, key, rows, SIGNALS, "cpu", Events())
+    assert all(np.array_equal(again.arrays[name], expected[name]) for name in SIGNALS)
+
+
+@pytest.mark.parametrize("what", ["rows", "signals", "teacher"])
+def test_outputs_of_other_content_are_computed_anew_beside_the_old(what: str, tmp_path: Path, rows: Pool, cache: Path) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    inference.outputs(model, key, rows, frozenset({"logits"}), "cpu", Events())
+    seen = forwards(model)
+    other_rows = tiny.rows(tmp_path, train=46) if what == "rows" else rows
+    signals = frozenset({"logits", "hidden.0"}) if what == "signals" else frozenset({"logits"})
+    found = inference.outputs(model, "another" if what == "teacher" else key, other_rows, signals, "cpu", Events())
+    assert seen
+    assert len(list((cache / "outputs").iterdir())) == 2
+    assert len(found.arrays["logits"]) == len(other_rows.encoded)
+
+
+def test_cached_outputs_are_those_of_a_forward_pass(tmp_path: Path, rows: Pool) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    outputs = inference.outputs(model, key, rows, SIGNALS, "cpu", Events())
+    trained = len(rows.train) + len(rows.transfer)  # of the others only logits are kept
+    some = np.random.default_rng(0).permutation(trained)[:9]  # other rows together than when they were computed
+    batch = collate(rows.encoded, some, rows.pad_id, torch.device("cpu"))
+    with torch.inference_mode(), accelerator("cpu").autocast():
+        direct = observe(model, batch, SIGNALS)
+    found = outputs.batch(SIGNALS, batch)
+    torch.testing.assert_close(found.pop("logits"), direct.pop("logits").float(), rtol=0, atol=1e-5)
+    assert set(found) == set(direct)
+    padding = batch.attention_mask == 0
+    assert padding.any()
+    for signal, values in found.items():
+        of_model = direct[signal]
+        if of_model.ndim == 4:  # [batch, heads, seq, head size] --> head by head side by side
+            of_model = torch.cat(list(of_model.unbind(1)), dim=2)
+        assert values.dtype == torch.bfloat16
+        assert not values[padding].any(), signal
+        torch.testing.assert_close(values[~padding].float(), of_model[~padding].float(), rtol=2**-8, atol=1e-5, msg=signal)
+
+
+def test_predictions_stand_in_the_order_of_the_rows(tmp_path: Path, rows: Pool) -> None:
+    model = tiny.teacher()
+    some = np.random.default_rng(0).permutation(len(rows.encoded))[:30]
+    found = inference.predict(model, rows.encoded, some, rows.pad_id, "cpu")
+    for place, row in enumerate(some[:8]):
+        one = collate(rows.encoded, np.array([row]), rows.pad_id, torch.device("cpu"))
+        with torch.inference_mode(), accelerator("cpu").autocast():
+            logits = model(input_ids=one.input_ids, attention_mask=one.attention_mask).logits
+        np.testing.assert_allclose(found[place], logits[0].float().numpy(), atol=1e-5)
+
+
+def test_outputs_that_fail_half_way_leave_nothing_that_could_be_taken_for_whole(tmp_path: Path, rows: Pool, cache: Path) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+
+    def stop(*event: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inference.outputs(model, key, rows, SIGNALS, "cpu", stop)
+    assert list((cache / "outputs").iterdir()) == []
+
+
+def test_outputs_that_the_disk_has_no_room_for_are_refused_with_their_size(
+    tmp_path: Path, rows: Pool, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    monkeypatch.setattr(inference.shutil, "disk_usage", lambda _: SimpleNamespace(free=room[0]))
+    room = [10**9]
+    inference.outputs(model, key, rows, SIGNALS, "cpu", Events())
+    size = sum(path.stat().st_size for path in cache.glob("outputs/*/*.npy"))
+    shutil.rmtree(cache / "outputs")
+    room = [size // 2]
+    with pytest.raises(
+        UserError, match=r"the teacher's outputs need 0\.0 GB \(\d signals of [\d,]+ tokens\), and the disk .* set KDSEARCH_CACHE"
+    ):
+        inference.outputs(model, key, rows, SIGNALS, "cpu", Events())
+    room = [size]  # the files' headers are part of it
+    inference.outputs(model, key, rows, SIGNALS, "cpu", Events())
