@@ -39,7 +39,7 @@ def run(
     out: Out = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed, instead of the study file's.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that evaluate side by side; by default one for each core, up to 8.")
+        int | None, typer.Option(min=1, help="Processes that evaluate side by side; by default one for each core that computes, up to 8.")
     ] = None,
 ) -> None:
     """Search for the best students. Started again, it resumes."""

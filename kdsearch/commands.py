@@ -47,7 +47,9 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
     with _locked(study.folder):
         url = storage or default_storage(study.folder)
         store = study_store.open_study(url, study.spec.name, fingerprint(study))
-        hand_made, count = _baselines(study), workers.count_for(study.spec)
+        # Found by a probe of the machine, and what is proposed depends on it: a session goes on with the first one's number.
+        count = study.spec.search.workers or study_store.as_before(store, "workers", workers.count_for(study.spec))
+        hand_made = _baselines(study)
         known = search.in_order(study_store.stored_records(store))
         display = Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0))
         lesson = workers.Lesson(study.spec, study.space, study.base, list(hand_made.values()))
@@ -55,7 +57,7 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
         with display, crew or nullcontext():
             bench = objective.prepare(study.spec, study.space, study.base, lesson.extra, display.progress)
             study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
-            _write_facts(study, bench)
+            _write_facts(study, bench, count)
             console.print(_introduction(bench), highlight=False)
 
             def evaluate(candidate: Candidate, seed: int, anyway: bool) -> records.Measurement:
@@ -207,8 +209,8 @@ def _locked(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: another kdsearch is running this study; wait for it, or choose another folder with --out") from None
 
 
-def _write_facts(study: Study, bench: Bench) -> None:
-    precision, count = accelerator(study.spec.target.device).mixed_precision, workers.count_for(study.spec)
+def _write_facts(study: Study, bench: Bench, count: int) -> None:
+    precision = accelerator(study.spec.target.device).mixed_precision
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     on_cpu = study.spec.target.device == "cpu"
     facts = {

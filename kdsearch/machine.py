@@ -52,6 +52,18 @@ def matrix_product_rate(size: int = 768, repeats: int = 5, dtype: torch.dtype = 
     return 2 * size**3 / min(seconds)
 
 
+@cache
+def cores() -> int:
+    """How many threads of the process compute at once: the rate of a matrix product on all of them over that on one, rounded.
+
+    Two threads of one core, or two virtual processors that the host runs in turns, are no two cores.
+    """
+    every = torch.get_num_threads()
+    return (
+        max(1, min(every, round(matrix_product_rate(repeats=9, count=every) / matrix_product_rate(repeats=9, count=1)))) if every > 1 else 1
+    )
+
+
 def _bf16_pays_on_cpu(size: int = 512, repeats: int = 3) -> bool:
     """Whether a bf16 matrix product beats float32 by a fifth; processors without bf16 instructions are several times slower."""
     seconds = {}

@@ -112,7 +112,7 @@ class FullTraining(Training):
 class Search(Section):
     """How candidates are proposed, and when the search ends: by minutes of search, or by trials, whichever comes first.
 
-    ``workers``: processes that evaluate side by side; null is one for each core, up to 8, and one on a GPU.
+    ``workers``: processes that evaluate side by side; null is one for each core that computes, up to 8, and one on a GPU.
     """
 
     sampler: Literal["tpe", "nsga2", "gp", "random"] = "tpe"

@@ -82,6 +82,14 @@ def backend(storage: str) -> optuna.storages.RDBStorage:
     return found
 
 
+def as_before(study: optuna.Study, key: str, value: Any) -> Any:
+    """The value that the first session has remembered; in the first session, this one."""
+    if key not in study.user_attrs:
+        study.set_user_attr(key, value)
+        return value
+    return study.user_attrs[key]
+
+
 def place_of(trial: FrozenTrial) -> int | None:
     """A trial's place in the search; None before it was given one."""
     return trial.user_attrs.get("place")

@@ -24,6 +24,7 @@ from filelock import FileLock
 from kdsearch import objective
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.loop import Progress
+from kdsearch.machine import cores
 from kdsearch.records import FAILED, Measurement, measured
 from kdsearch.space_file import SearchSpace
 from kdsearch.study_file import StudySpec
@@ -33,8 +34,8 @@ MOST_UNASKED = 8
 
 
 def count_for(spec: StudySpec) -> int:
-    """``search.workers``; without it one for each core that the process has, up to 8 (each has its own teacher), and on a GPU one."""
-    return spec.search.workers or (min(MOST_UNASKED, torch.get_num_threads()) if spec.target.device == "cpu" else 1)
+    """``search.workers``; without it one for each core that computes, up to 8 (each has its own teacher), and on a GPU one."""
+    return spec.search.workers or (min(MOST_UNASKED, cores()) if spec.target.device == "cpu" else 1)
 
 
 @dataclass(frozen=True)

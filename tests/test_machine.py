@@ -39,3 +39,14 @@ def test_precision_follows_what_the_processor_gains_from(pays: bool, precision: 
     monkeypatch.setattr(machine, "_bf16_pays_on_cpu", lambda: pays)
     machine.accelerator.__wrapped__("cpu")
     assert made == [{"cpu": True, "mixed_precision": precision}]
+
+
+def test_a_thread_that_adds_no_speed_is_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: dict[int, float] = {}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(machine, "matrix_product_rate", lambda repeats, count: rates[count])
+    for all_threads, expected in ((4.1, 4), (2.2, 2), (0.6, 1), (9.0, 4)):
+        rates.update({1: 1.0, 4: all_threads})
+        assert machine.cores.__wrapped__() == expected
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert machine.cores.__wrapped__() == 1

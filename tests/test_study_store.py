@@ -88,3 +88,9 @@ def test_trials_carry_notes_that_the_dashboard_shows(tmp_path: Path) -> None:
     study = quiet_load(tmp_path)
     notes = [value for key, value in study._storage.get_study_system_attrs(study._study_id).items() if "note" in key]
     assert any("trial 2" in str(value) for value in notes)
+
+
+def test_what_the_first_session_found_holds_for_the_later_ones(tmp_path: Path) -> None:
+    for value in (2, 1):
+        study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
+        assert study_store.as_before(study, "workers", value) == 2
