@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-WORK_OF_A_THREAD = 3e10
+WORK_OF_A_THREAD, PROBES = 3e10, 6
 
 
 @cache
@@ -56,7 +56,8 @@ def matrix_product_rate(size: int = 768, repeats: int = 5, dtype: torch.dtype = 
 def cores() -> int:
     """How many threads of the process compute at once: the rate of a matrix product on all of them over that on one, rounded.
 
-    Two threads of one core, or two virtual processors that the host runs in turns, are no two cores.
+    Two threads of one core, or two virtual processors that the host runs in turns, are no two cores. Both are timed in turns, and of each
+    the best counts, since other programs only ever slow them.
     """
     every = torch.get_num_threads()
     return (
