@@ -60,9 +60,11 @@ def cores() -> int:
     the best counts, since other programs only ever slow them.
     """
     every = torch.get_num_threads()
-    return (
-        max(1, min(every, round(matrix_product_rate(repeats=9, count=every) / matrix_product_rate(repeats=9, count=1)))) if every > 1 else 1
-    )
+    if every == 1:
+        return 1
+    rates = [[matrix_product_rate(count=count) for count in (1, every)] for _ in range(PROBES)]
+    alone, together = (max(found) for found in zip(*rates, strict=True))
+    return max(1, min(every, round(together / alone)))
 
 
 def _bf16_pays_on_cpu(size: int = 512, repeats: int = 3) -> bool:
