@@ -3,9 +3,9 @@ controller, the memory.
 
     python benchmarks/peers.py [--only P1,P3] [--again] [--work FOLDER] [--out benchmarks/peers.md]
 
-Contenders are naive and strong Hugging Face, TextBrewer, torchdistill, Optuna and syne-tune, each in a virtual environment of its own that is
-made the first time (a few minutes, 5 GB; kept in --work). They take turns, and matrix products are timed around each turn, because a shared
-machine slows down and speeds up by itself. What a contender does stands in its file of benchmarks/peers/.
+Contenders are naive and strong Hugging Face, TextBrewer, torchdistill, Optuna and syne-tune, each in a virtual environment of its own
+that is made the first time (a few minutes, 5 GB; kept in --work). They take turns, and matrix products are timed around each turn,
+because a shared machine slows down and speeds up by itself. What a contender does stands in its file of benchmarks/peers/.
 
   P0        the machine's limit
   P1        the distillation loop on three fixed students
@@ -100,7 +100,9 @@ def run(setting: Setting, parts: list[str], again: bool) -> dict[str, Any]:
         found |= {"part_seconds": time.perf_counter() - start, "load_before": load, "date": datetime.date.today().isoformat()}
         kept.write_text(json.dumps(found), encoding="utf-8")
         setting.report(f"{name}: {found['part_seconds']:.0f} s")
-    return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in PARTS if (folder / f"{name}.json").is_file()}
+    return {
+        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in PARTS if (folder / f"{name}.json").is_file()
+    }
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """P4: what a controller takes for a trial that does nothing: asking, writing down, telling. Each with its default sampler.
 
-kdsearch with its default storage; Optuna's TPE on three storages; syne-tune's MO-ASHA in its tuner with LocalBackend, which starts a process for
-each trial, as it does in P3 (its decisions alone are told apart). syne-tune gets fewer trials, as each takes about as long as the one before.
+kdsearch with its default storage; Optuna's TPE on three storages; syne-tune's MO-ASHA in its tuner with LocalBackend, which starts a
+process for each trial, as it does in P3 (its decisions alone are told apart). syne-tune gets fewer trials, as each takes about as long as
+the one before.
 """
 
 import random

@@ -1,9 +1,9 @@
 """P2: how long it takes until something is trained, at the start of a search and between two of its trials.
 
-The processes of a search write down the time of every optimizer step (benchmarks/peers/watched). kdsearch's cache of the teacher's outputs is
-filled before: it is filled once, and P3 has it in its time. Between the last step of a trial and the first of the next one in the same process
-lie scoring, telling, asking, building and timing the latency. What of it is overhead, from the start of a trial to its first forward pass
-without the timing, is measured apart, in a process that has trained before.
+The processes of a search write down the time of every optimizer step (benchmarks/peers/watched). kdsearch's cache of the teacher's
+outputs is filled before: it is filled once, and P3 has it in its time. Between the last step of a trial and the first of the next one in
+the same process lie scoring, telling, asking, building and timing the latency. What of it is overhead, from the start of a trial to its
+first forward pass without the timing, is measured apart, in a process that has trained before.
 """
 
 import json
@@ -36,8 +36,8 @@ def run(inputs: Path, work: Path, report: Callable[[str], None]) -> dict[str, An
         for name, contender in contenders.items():
             jobs = [loop.job_of(told, student, 2, turn) for turn in range(ROUNDS) for student in told["students"]]
             found[name]["overhead"] = median([contender.ask(job)["before"] for job in jobs][1:])
-            words = f"trial 1 {found[name]['first']:.1f} s, between two {found[name]['between']:.2f} s, overhead {found[name]['overhead']:.3f} s"
-            report(f"{name}: {words}")
+            words = [f"{kind} {found[name][kind]:.3f} s" for kind in ("first", "between", "overhead")]
+            report(f"{name}: {', '.join(words)}")
     return found
 
 
@@ -81,7 +81,9 @@ def read_steps(steps: list[Step], start: float) -> dict[str, Any]:
     for moment, process, number in steps:
         trials.setdefault((process, number), []).append(moment)
     firsts = sorted(moments[0] for moments in trials.values())
-    gaps = [moments[0] - trials[process, number - 1][-1] for (process, number), moments in trials.items() if (process, number - 1) in trials]
+    gaps = [
+        moments[0] - trials[process, number - 1][-1] for (process, number), moments in trials.items() if (process, number - 1) in trials
+    ]
     return {
         "first": firsts[0] - start,
         "second": firsts[1] - start if len(firsts) > 1 else float("nan"),

@@ -40,7 +40,8 @@ SPACE = {
 
 @dataclass(frozen=True)
 class Case:
-    """A teacher, texts of up to so many tokens, fixed students (layers, heads, head size); ``source``: the rows of the data that are used."""
+    """A teacher, texts of up to so many tokens, fixed students (layers, heads, head size); ``source``: the rows of the data that are
+    used."""
 
     name: str
     max_length: int
@@ -111,7 +112,8 @@ def prepare(case: Case, work: Path, study: Path) -> Path:
 
 
 def study_of(case: Case, study: Path) -> dict[str, Any]:
-    """A study of the same teacher and labelled texts as ``study``, with the benchmark's space and without text that only kdsearch could use."""
+    """A study of the same teacher and labelled texts as ``study``, with the benchmark's space and without text that only kdsearch could
+    use."""
     spec, base = study_file.load(study), study.parent.resolve()
     task = spec.task.model_dump(mode="json", exclude={"transfer"})
     task |= {"data": str(resolve(spec.task.data, base) or spec.task.data), "max_length": min(case.max_length, spec.task.max_length)}

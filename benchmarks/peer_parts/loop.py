@@ -1,8 +1,8 @@
 """P1, the bigger teacher, long texts and the accuracies: contenders as processes that wait, and take turns at short trainings.
 
-Every contender has one thread, so a rate is one core's. In a round each trains once, in an order drawn by lot, and matrix products are timed
-before and after each turn. A turn lasts a few seconds (never fewer than FEWEST_STEPS steps), and a rate is tokens of the texts themselves, without
-padding, over the time from the end of its first step to the end of its last.
+Every contender has one thread, so a rate is one core's. In a round each trains once, in an order drawn by lot, and matrix products are
+timed before and after each turn. A turn lasts a few seconds (never fewer than FEWEST_STEPS steps), and a rate is tokens of the texts
+themselves, without padding, over the time from the end of its first step to the end of its last.
 """
 
 import json
@@ -134,8 +134,8 @@ def _pace(reply: Mapping[str, float]) -> float:
 
 
 def summary(turns: list[dict[str, Any]], weights: int) -> dict[str, Any]:
-    """Medians over rounds: tokens per second; how many times kdsearch's rate is another's, in wall and in CPU time, with their range; kdsearch's
-    share of the bf16 peak that was measured around its turn, 6 N tokens / (seconds x peak).
+    """Medians over rounds: tokens per second; how many times kdsearch's rate is another's, in wall and in CPU time, with their range;
+    kdsearch's share of the bf16 peak that was measured around its turn, 6 N tokens / (seconds x peak).
 
     A rate counts per matrix product that the machine did around the turn, so that a neighbour who comes and goes does not decide.
     """
@@ -183,8 +183,8 @@ def accuracies(names: list[str], inputs: Path, work: Path, steps: int, report: R
 
 
 def agreement(right: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Accuracies; each contender's difference from kdsearch with the standard error of the rows' differences; whether it lies within a point,
-    or else within 2 standard errors."""
+    """Accuracies; each contender's difference from kdsearch with the standard error of the rows' differences; whether it lies within a
+    point, or else within 2 standard errors."""
     differences = {name: right["kdsearch"] - rows for name, rows in right.items() if name != "kdsearch"}
     return {
         "accuracy": {name: float(rows.mean()) for name, rows in right.items()},

@@ -39,7 +39,9 @@ def limits(seconds: float = 1.0) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__)), str(seconds)]
     found: dict[str, Any] = {}
     for count in (1, 2):
-        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(count)]
+        running = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(count)
+        ]
         rates = [[float(word) for word in process.communicate()[0].split()] for process in running]
         found[str(count)] = {"fp32": sum(pair[0] for pair in rates), "bf16": sum(pair[1] for pair in rates)}
     return found

@@ -1,4 +1,5 @@
-"""P3 and P5: searches of one space at equal wall time, from the start of a process to its end by force, and the memory of each process tree.
+"""P3 and P5: searches of one space at equal wall time, from the start of a process to its end by force, and the memory of each process
+tree.
 
 Every contender searches the same space with as many steps for a trial as the next, and writes down what a trial found when it found it:
 accuracy on validation and latency relative to the teacher, its own values. kdsearch starts with an empty cache of the teacher's outputs, so
@@ -41,7 +42,9 @@ def run(inputs: Path, work: Path, seconds: float, report: Callable[[str], None])
         scratch.mkdir(parents=True)
         before = probe.both()
         points, memory = watch(*command_of(name, inputs, work, scratch), scratch, seconds)
-        found[name] = {"points": points, "peak_megabytes": memory, "gflops": [before, probe.both()]} | at_marks(points, marks, told["majority"])
+        found[name] = {"points": points, "peak_megabytes": memory, "gflops": [before, probe.both()]} | at_marks(
+            points, marks, told["majority"]
+        )
         kept = ", ".join(f"{value:.3f}" for value in found[name]["hypervolume"])
         report(f"{name}: {found[name]['trials'][-1]} trials in {seconds:g} s, hypervolume {kept}, {memory['pss']:.0f} MB")
     return {"contenders": found, "marks": marks, "seconds": seconds, "reference": [told["majority"], 0.0], "steps": told["trial_steps"]}
@@ -126,7 +129,8 @@ def at_marks(points: list[Point], marks: list[float], majority: float) -> dict[s
 
 
 def memory_of(root: int) -> dict[str, float]:
-    """Memory of a process and all below it, in MB: RSS counts what they share once for each of them, PSS once in all (0 where it is not told)."""
+    """Memory of a process and all below it, in MB: RSS counts what they share once for each of them, PSS once in all (0 where it is not
+    told)."""
     total = {"rss": 0.0, "pss": 0.0}
     try:
         tree = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]

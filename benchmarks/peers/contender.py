@@ -1,8 +1,9 @@
-"""What every contender of benchmarks/peers.py shares, in whichever environment it runs: rows and models from files, one watch, one protocol.
+"""What every contender of benchmarks/peers.py shares, in whichever environment it runs: rows and models from files, one watch, one
+protocol.
 
-A contender is a process that is asked for short trainings, one JSON line each, and answers with one JSON line. It is measured from the end of
-its first optimizer step to the end of its last, and by what its student was shown, so that what comes before (building, filling a cache) is
-told apart.
+A contender is a process that is asked for short trainings, one JSON line each, and answers with one JSON line. It is measured from the
+end of its first optimizer step to the end of its last, and by what its student was shown, so that what comes before (building, filling a
+cache) is told apart.
 """
 
 import json
@@ -61,7 +62,8 @@ class Inputs:
 
 
 class Meter:
-    """While open: when each optimizer step ended (wall, CPU), and what each training batch of the student held (examples, tokens, padded)."""
+    """While open: when each optimizer step ended (wall, CPU), and what each training batch of the student held (examples, tokens,
+    padded)."""
 
     def __init__(self, student: nn.Module) -> None:
         self.steps: list[tuple[float, float]] = []

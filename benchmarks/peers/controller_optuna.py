@@ -1,6 +1,6 @@
 """Milliseconds that Optuna's default sampler takes for a trial that does nothing, on the storage named.
 
-    python controller_optuna.py memory|journal|sqlite TRIALS FOLDER
+python controller_optuna.py memory|journal|sqlite TRIALS FOLDER
 """
 
 import random
@@ -10,14 +10,15 @@ import time
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-
 from search_optuna import drawn
 
 
 def storage_of(kind: str, folder: str) -> optuna.storages.BaseStorage | str | None:
     """Optuna's storage of this kind."""
-    return {"memory": None, "sqlite": f"sqlite:///{folder}/noop.db"}[kind] if kind != "journal" else JournalStorage(
-        JournalFileBackend(f"{folder}/noop.journal")
+    return (
+        {"memory": None, "sqlite": f"sqlite:///{folder}/noop.db"}[kind]
+        if kind != "journal"
+        else JournalStorage(JournalFileBackend(f"{folder}/noop.journal"))
     )
 
 

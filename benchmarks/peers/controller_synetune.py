@@ -1,4 +1,5 @@
-"""Milliseconds that syne-tune takes for a trial that does nothing: MO-ASHA's own decisions, and its tuner with LocalBackend, one worker at a time.
+"""Milliseconds that syne-tune takes for a trial that does nothing: MO-ASHA's own decisions, and its tuner with LocalBackend, one worker
+at a time.
 
     python controller_synetune.py SCHEDULER_TRIALS TUNER_TRIALS FOLDER
 """

@@ -1,5 +1,5 @@
-"""Optuna's default sampler for two objectives around a Hugging Face training, naive or strong; strong has two processes of one thread, which
-share a journal file.
+"""Optuna's default sampler for two objectives around a Hugging Face training, naive or strong; strong has two processes of one thread,
+which share a journal file.
 
     python search_optuna.py INPUTS NOTES naive|strong [TRIALS]
 """
@@ -9,11 +9,10 @@ import subprocess
 import sys
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-
 import space
 from contender import Inputs
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 WORKERS = 2
 

@@ -1,5 +1,5 @@
-"""syne-tune's MO-ASHA around the strong Hugging Face training: two workers of one thread, each trial a process of its own (its LocalBackend),
-three rungs, and a tuner that looks every 0.1 s instead of every 5.
+"""syne-tune's MO-ASHA around the strong Hugging Face training: two workers of one thread, each trial a process of its own (its
+LocalBackend), three rungs, and a tuner that looks every 0.1 s instead of every 5.
 
     python search_synetune.py INPUTS NOTES SCRATCH
 """

@@ -1,5 +1,5 @@
-"""The search space of the peers' searches, the student that a draw describes, and a trial: what kdsearch's own study of the benchmark says, in
-plain Hugging Face and without kdsearch.
+"""The search space of the peers' searches, the student that a draw describes, and a trial: what kdsearch's own study of the benchmark
+says, in plain Hugging Face and without kdsearch.
 """
 
 import copy
@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from contender import Inputs, latency_relative, logits_of
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, TrainerCallback
-
-from contender import Inputs, latency_relative, logits_of
 from with_trainer import distil
 
 CHOICES: dict[str, list[Any]] = {

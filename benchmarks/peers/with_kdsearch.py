@@ -1,6 +1,6 @@
 """kdsearch itself, as one more contender: its objective's stages on the study of the inputs, in this program's own environment.
 
-    python with_kdsearch.py INPUTS
+python with_kdsearch.py INPUTS
 """
 
 import sys
@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from contender import Inputs, Meter, serve
 from torch import nn
 
-from contender import Inputs, Meter, serve
 from kdsearch import check, objective
 from kdsearch.candidate import from_dict
 

@@ -1,8 +1,8 @@
 """TextBrewer's BasicDistiller with its cache of the teacher's logits.
 
-The cache holds whole batches in memory, is filled when training starts and lives as long as one distiller; it needs epochs, so an epoch here is
-as many examples as the job has. float32 (its mixed precision is Apex's, for GPUs), random batches padded to their longest row, word embeddings
-frozen, no dropout. Its kd loss is a cross-entropy without tau^2, hence the weight.
+The cache holds whole batches in memory, is filled when training starts and lives as long as one distiller; it needs epochs, so an epoch
+here is as many examples as the job has. float32 (its mixed precision is Apex's, for GPUs), random batches padded to their longest row,
+word embeddings frozen, no dropout. Its kd loss is a cross-entropy without tau^2, hence the weight.
 
     python with_textbrewer.py INPUTS
 """
@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from contender import BATCH, LARGEST_GRADIENT, WEIGHT_DECAY, Inputs, Meter, decay, frozen, serve
+from textbrewer import BasicDistiller, DistillationConfig, TrainingConfig
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification
-
-from contender import BATCH, LARGEST_GRADIENT, WEIGHT_DECAY, Inputs, Meter, decay, frozen, serve
-from textbrewer import BasicDistiller, DistillationConfig, TrainingConfig
 
 
 def adaptor(_: Any, found: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""torchdistill's DistillationBox with its KDLoss; release 1.1.5 has no cache of a teacher's outputs any more, so the teacher runs at every step.
+"""torchdistill's DistillationBox with its KDLoss; release 1.1.5 has no cache of a teacher's outputs any more, so the teacher runs at
+every step.
 
-float32, random batches padded to their longest row (its own text examples do so), word embeddings frozen, no dropout. It imports torchvision for
-image models that are not used here, and torchvision's wheels do not fit every torch: placeholders stand in.
+float32, random batches padded to their longest row (its own text examples do so), word embeddings frozen, no dropout. It imports
+torchvision for image models that are not used here, and torchvision's wheels do not fit every torch: placeholders stand in.
 
     python with_torchdistill.py INPUTS
 """
@@ -18,11 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from contender import BATCH, LARGEST_GRADIENT, WEIGHT_DECAY, Inputs, Meter, decay, frozen, serve
 from torch import nn
 from torch.utils.data import RandomSampler, Subset
 from transformers import AutoModelForSequenceClassification
-
-from contender import BATCH, LARGEST_GRADIENT, WEIGHT_DECAY, Inputs, Meter, decay, frozen, serve
 
 
 class Placeholder(ModuleType):

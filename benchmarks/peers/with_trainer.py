@@ -1,8 +1,9 @@
 """Hugging Face's Trainer with the teacher's forward pass in ``compute_loss``, naive or strong.
 
-naive: every text padded to the longest that the task allows, float32, random batches, all weights trained, dropout as in the model's config:
-what one writes first. strong: the documented options that make it fast, bf16 autocast (of the teacher too), batches of texts of about one
-length, padded to their longest, word embeddings frozen, no dropout. The optimizer, its fused AdamW, is the Trainer's default in both.
+naive: every text padded to the longest that the task allows, float32, random batches, all weights trained, dropout as in the model's
+config: what one writes first. strong: the documented options that make it fast, bf16 autocast (of the teacher too), batches of texts of
+about one length, padded to their longest, word embeddings frozen, no dropout. The optimizer, its fused AdamW, is the Trainer's default in
+both.
 
     python with_trainer.py INPUTS naive|strong
 """
@@ -14,12 +15,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from contender import BATCH, LARGEST_GRADIENT, WARMUP, WEIGHT_DECAY, Inputs, Meter, frozen, serve
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-from contender import BATCH, LARGEST_GRADIENT, WARMUP, WEIGHT_DECAY, Inputs, Meter, frozen, serve
 
 
 class Rows(Dataset):
@@ -90,7 +90,13 @@ def distil(
         )
         collate = partial(inputs.padded, width=0 if strong else inputs.told["max_length"])
         trainer = DistillingTrainer(
-            guide.eval(), job["recipe"], model=student, args=arguments, train_dataset=Rows(inputs), data_collator=collate, callbacks=callbacks
+            guide.eval(),
+            job["recipe"],
+            model=student,
+            args=arguments,
+            train_dataset=Rows(inputs),
+            data_collator=collate,
+            callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

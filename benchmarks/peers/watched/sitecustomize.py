@@ -1,7 +1,7 @@
 """Put on PYTHONPATH by the benchmark's P2: writes down the time of every optimizer step of a process, whatever trains in it.
 
-One line a step: seconds since the epoch, process id, number of the optimizer in that process. Nothing is imported for it: the watch is set when
-torch.optim is imported anyway.
+One line a step: seconds since the epoch, process id, number of the optimizer in that process. Nothing is imported for it: the watch is
+set when torch.optim is imported anyway.
 """
 
 import importlib.abc
@@ -15,7 +15,7 @@ TARGET = "torch.optim.lr_scheduler"  # imported behind torch.optim.optimizer, wh
 class Watch(importlib.abc.MetaPathFinder):
     """Sets the hook when the first module that needs optimizers is looked for."""
 
-    def find_spec(self, name, path, target=None):  # noqa: ANN001, ANN201
+    def find_spec(self, name, path, target=None):
         """Never finds anything."""
         if name == TARGET and self in sys.meta_path:
             sys.meta_path.remove(self)
@@ -23,7 +23,7 @@ class Watch(importlib.abc.MetaPathFinder):
 
             known = {}
 
-            def write(optimizer, *_):  # noqa: ANN001, ANN002, ANN202
+            def write(optimizer, *_):
                 number = known.setdefault(optimizer, len(known))
                 with open(os.environ["WATCHED_STEPS"], "a") as stream:  # noqa: PTH123
                     stream.write(f"{time.time()} {os.getpid()} {number}\n")
