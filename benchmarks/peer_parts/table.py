@@ -154,7 +154,7 @@ def _searches(found: Results) -> str:
     accuracy, latency = found["reference"]
     return f"""## P3 and P5: searches at equal wall time
 
-{found["seconds"]:g} s each from the start of the process, {found["steps"]} steps a trial, one space (`SPACE` in benchmarks/peer_parts/inputs.py).
+{found["seconds"]:g} s each from the start of the process, {found["steps"]} steps a trial, one space (`SPACE` in `peer_parts/inputs.py`).
 Hypervolume of accuracy and log latency relative to the teacher, reference ({accuracy:.3f}, {latency:g}): the largest class and the teacher.
 
 {_rows(head, rows)}

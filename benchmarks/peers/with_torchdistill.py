@@ -15,7 +15,7 @@ import sys
 import time
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from transformers import AutoModelForSequenceClassification
 class Placeholder(ModuleType):
     """A module in which every name is a class of nothing."""
 
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -40,13 +40,15 @@ class Placeholders(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Answers every import of torchvision."""
 
     def find_spec(self, name: str, *_: Any) -> Any:
+        """A module of that name, if it is torchvision's."""
         return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.partition(".")[0] == "torchvision" else None
 
     def create_module(self, spec: Any) -> ModuleType:
+        """The placeholder."""
         return Placeholder(spec.name)
 
     def exec_module(self, _: ModuleType) -> None:
-        return
+        """Nothing is run."""
 
 
 sys.meta_path.insert(0, Placeholders())

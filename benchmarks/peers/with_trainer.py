@@ -43,6 +43,7 @@ class DistillingTrainer(Trainer):
         self.guide, self.recipe = guide, recipe
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+        """The loss of a batch."""
         found = model(**inputs)
         rest = {name: value for name, value in inputs.items() if name != "labels"}
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
