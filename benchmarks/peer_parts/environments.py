@@ -1,6 +1,6 @@
-"""A virtual environment for each peer, made once and kept: the peer's release, and torch and transformers as kdsearch has them here.
+"""A virtual environment for each peer, made once and kept: the peer's release, with torch and transformers as constraints.txt pins them.
 
-torch is pinned everywhere: an open range would bring another build than the one that is compared with.
+Pinned, since an open range would bring another torch than the one that is compared with.
 """
 
 import json
@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -20,11 +19,6 @@ PEERS: dict[str, tuple[list[str], list[str]]] = {
     "torchdistill": (["scipy"], ["torchdistill==1.1.5"]),
     "syne-tune": (["accelerate", "syne-tune==0.16.0"], []),
 }
-
-
-def base_pins() -> list[str]:
-    """The releases that every environment shares; a local build's tag (+cpu) is left out, the index knows the release only."""
-    return [f"{name}=={version(name).partition('+')[0]}" for name in BASE]
 
 
 def python_of(work: Path, name: str) -> str:
@@ -40,7 +34,7 @@ def make(work: Path, names: Iterable[str], report: Callable[[str], None]) -> Non
     """
     for name in names:
         folder, (packages, bare) = work / "environments" / name, PEERS[name]
-        pins = [*base_pins(), *packages]
+        pins = [*BASE, *packages]
         done = folder / "made.json"
         if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == [pins, bare]:
             continue

@@ -185,6 +185,7 @@ def accuracies(names: list[str], inputs: Path, work: Path, steps: int, report: R
 def agreement(right: dict[str, np.ndarray]) -> dict[str, Any]:
     """Accuracies; each contender's difference from kdsearch with the standard error of the rows' differences; whether it lies within a
     point, or else within 2 standard errors."""
+    right = {name: rows.astype(float) for name, rows in right.items()}
     differences = {name: right["kdsearch"] - rows for name, rows in right.items() if name != "kdsearch"}
     return {
         "accuracy": {name: float(rows.mean()) for name, rows in right.items()},
