@@ -16,7 +16,7 @@ BASE = ("torch", "transformers")
 PEERS: dict[str, tuple[list[str], list[str]]] = {
     "hf": (["accelerate", "optuna"], []),
     "textbrewer": (["textbrewer==0.2.1.post1"], []),
-    "torchdistill": (["scipy"], ["torchdistill==1.1.5"]),
+    "torchdistill": (["pillow", "scipy"], ["torchdistill==1.1.5"]),
     "syne-tune": (["accelerate", "syne-tune==0.16.0"], []),
 }
 

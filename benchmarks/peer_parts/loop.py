@@ -51,28 +51,23 @@ class Contender:
     process: subprocess.Popen
     log: Path
 
-    def send(self, job: Job) -> None:
-        """Ask; :meth:`reply` waits for the answer."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-
-    def reply(self) -> dict[str, Any]:
-        """The answer to the last job.
+    def ask(self, job: Job) -> dict[str, Any]:
+        """The answer to a job.
 
         Raises:
             RuntimeError: the contender died; the message has the end of its log.
         """
+        assert self.process.stdin is not None
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        try:
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
         if not line:
             raise RuntimeError(f"{self.name} ended:\n{self.log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
         return json.loads(line)
-
-    def ask(self, job: Job) -> dict[str, Any]:
-        """Ask and wait."""
-        self.send(job)
-        return self.reply()
 
 
 @contextmanager
