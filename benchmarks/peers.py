@@ -34,8 +34,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's own folder is there
 
-import torch
-
 from benchmarks.peer_parts import controller, environments, first_step, inputs, loop, probe, searches, table, verdict
 from kdsearch.resources import cache_folder
 
@@ -122,7 +120,6 @@ def main() -> None:
     chosen = options.only.split(",") if options.only else list(PARTS)
     if unknown := [name for name in chosen if name not in PARTS]:
         parser.error(f"--only: no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    torch.set_num_threads(1)  # the probes of this process are of one core, as the contenders in P1 are
     setting = Setting(options.work.resolve(), options.study, options, lambda text: print(text, flush=True))
     results = run(setting, chosen, options.again or bool(options.only))
     bars = verdict.bars(results)
