@@ -144,7 +144,10 @@ def summary(turns: list[dict[str, Any]], weights: int) -> dict[str, Any]:
         return [ours / theirs for ours, theirs in zip(speed["kdsearch"], speed[name], strict=True)]
 
     others = [name for name in names if name != "kdsearch"]
-    shares = [6 * weights * rate(turn, "kdsearch", "seconds") / (turn["kdsearch"]["bf16"] * 1e9) for turn in turns]
+
+    def share(kind: str) -> float:
+        return median(6 * weights * rate(turn, "kdsearch", "seconds") / (turn["kdsearch"][kind] * 1e9) for turn in turns)
+
     return {
         "tokens_per_second": {name: median(rate(turn, name, "seconds") for turn in turns) for name in names},
         "tokens_per_cpu_second": {name: median(rate(turn, name, "cpu_seconds") for turn in turns) for name in names},
@@ -153,7 +156,8 @@ def summary(turns: list[dict[str, Any]], weights: int) -> dict[str, Any]:
         "ratio_cpu": {
             name: median(rate(turn, "kdsearch", "cpu_seconds") / rate(turn, name, "cpu_seconds") for turn in turns) for name in others
         },
-        "share_of_peak": median(shares),
+        "share_of_peak": share("bf16"),
+        "share_of_float32_peak": share("fp32"),
         "padding": {name: median(turn[name]["padded"] / turn[name]["tokens"] for turn in turns) for name in names},
         "peak_megabytes": {name: max(turn[name]["peak_megabytes"] for turn in turns) for name in names},
         "before": {name: median(turn[name]["before"] for turn in turns) for name in names},

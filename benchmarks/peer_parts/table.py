@@ -91,7 +91,10 @@ def _loop(title: str, found: Results) -> str:
             pads, memory = f"{told['padding'][name]:.2f}", f"{told['peak_megabytes'][name]:,.0f}"
             rows.append([student, name, f"{told['tokens_per_second'][name]:,.0f}", *times, pads, memory])
     head = ["student", "contender", "tokens/s", "kdsearch is so many times as fast", "by CPU time", "padded/real", "peak RSS, MB"]
-    shares = ", ".join(f"{student} {100 * told['share_of_peak']:.0f} %" for student, told in found["students"].items())
+    shares, of_float32 = (
+        ", ".join(f"{student} {100 * told[kind]:.0f} %" for student, told in found["students"].items())
+        for kind in ("share_of_peak", "share_of_float32_peak")
+    )
     facts, turns = found["facts"], len(next(iter(found["students"].values()))["turns"])
     return f"""## {title}
 
@@ -100,7 +103,8 @@ kdsearch's cache of the teacher's outputs holds {facts["cache_megabytes"]:.2f} M
 
 {_rows(head, rows)}
 
-kdsearch's share of the bf16 peak, 6 N tokens / (seconds x peak), by the texts' own tokens: {shares}.
+kdsearch's share of the bf16 peak, 6 N tokens / (seconds x peak), by the texts' own tokens: {shares}
+(of the float32 peak: {of_float32}).
 """
 
 
