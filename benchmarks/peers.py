@@ -17,7 +17,7 @@ because a shared machine slows down and speeds up by itself. What a contender do
   P4        the controller's time for a trial that does nothing
 
 Each part is kept in --work when it is done, and a stopped command goes on behind it; --only runs the named parts anew, --again all of them.
-The last step writes the document from all that is there; the last line is JSON.
+The last step writes the document from all that is there; the last line is JSON. All parts take about a quarter of an hour on two cores.
 """
 
 import argparse
@@ -112,9 +112,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=cache_folder() / "peers", help="environments, inputs and results")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/peers.md"))
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender and student in P1")
-    parser.add_argument("--slot-seconds", type=float, default=3.0, help="length of a turn in P1")
+    parser.add_argument("--slot-seconds", type=float, default=2.0, help="length of a turn in P1")
     parser.add_argument("--search-seconds", type=float, default=90.0, help="wall time of each search in P3")
-    parser.add_argument("--accuracy-steps", type=int, default=60)
+    parser.add_argument("--accuracy-steps", type=int, default=40)
     parser.add_argument("--noop-trials", type=int, default=200, help="trials in P4")
     options = parser.parse_args()
     chosen = options.only.split(",") if options.only else list(PARTS)

@@ -19,7 +19,7 @@ from benchmarks.peer_parts import loop
 from benchmarks.peer_parts.environments import python_of
 from benchmarks.peer_parts.searches import OURS, SCRIPTS, end_tree, study_with_workers
 
-TRIALS, LONGEST = 4, 120.0
+TRIALS, STEPS, LONGEST = 4, 10, 120.0
 ROUNDS = 3
 Step = tuple[float, int, int]
 
@@ -36,14 +36,16 @@ def run(inputs: Path, work: Path, report: Callable[[str], None]) -> dict[str, An
         scratch = work / "first" / name.replace(" ", "-")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        found[name] |= read_steps(*watched(name, inputs, work, scratch))
+        short = scratch / "inputs.json"
+        short.write_text(json.dumps(told | {"trial_steps": STEPS}), encoding="utf-8")
+        found[name] |= read_steps(*watched(name, short, work, scratch))
         words = [f"{kind} {found[name][kind]:.3f} s" for kind in ("first", "between", "overhead")]
         report(f"{name}: {', '.join(words)}")
     return found
 
 
 def watched(name: str, inputs: Path, work: Path, scratch: Path) -> tuple[list[Step], float]:
-    """The steps of a search's first trials, and when its process was started; it is ended when a process has started its third trial."""
+    """The steps of a search's first trials, which are short, and when its process was started; it is ended when one process began its last."""
     surroundings = {key: value for key, value in loop.one_thread().items() if not key.endswith("_NUM_THREADS")}
     surroundings["PYTHONPATH"] = f"{SCRIPTS / 'watched'}:{surroundings['PYTHONPATH']}"
     surroundings["WATCHED_STEPS"] = str(scratch / "steps")

@@ -64,8 +64,10 @@ def command_of(name: str, inputs: Path, work: Path, scratch: Path) -> tuple[list
 
 def study_with_workers(inputs: Path, scratch: Path) -> Path:
     """kdsearch's study of the inputs, with a worker for each core where it has workers."""
-    study = json.loads(inputs.read_text(encoding="utf-8"))["study"]
+    told = json.loads(inputs.read_text(encoding="utf-8"))
+    study = told["study"]
     content = yaml.safe_load(Path(study).read_text(encoding="utf-8"))
+    content["proxy"]["steps"] = told["trial_steps"]
     if "workers" in Search.model_fields:
         content["search"]["workers"] = os.cpu_count()
     content["space"] = str(Path(study).parent / content["space"])
