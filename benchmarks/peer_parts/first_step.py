@@ -45,7 +45,8 @@ def run(inputs: Path, work: Path, report: Callable[[str], None]) -> dict[str, An
 
 
 def watched(name: str, inputs: Path, work: Path, scratch: Path) -> tuple[list[Step], float]:
-    """The steps of a search's first trials, which are short, and when its process was started; it is ended when one process began its last."""
+    """The steps of a search's first trials, which are short, and when its process was started; it is ended when one process has
+    begun its last."""
     surroundings = {key: value for key, value in loop.one_thread().items() if not key.endswith("_NUM_THREADS")}
     surroundings["PYTHONPATH"] = f"{SCRIPTS / 'watched'}:{surroundings['PYTHONPATH']}"
     surroundings["WATCHED_STEPS"] = str(scratch / "steps")

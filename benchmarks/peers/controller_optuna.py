@@ -1,6 +1,6 @@
 """Milliseconds that Optuna's default sampler takes for a trial that does nothing, on the storage named.
 
-    python controller_optuna.py memory|journal|sqlite TRIALS FOLDER
+python controller_optuna.py memory|journal|sqlite TRIALS FOLDER
 """
 
 import random

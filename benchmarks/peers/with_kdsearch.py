@@ -1,6 +1,6 @@
 """kdsearch itself, as one more contender: its objective's stages on the study of the inputs, in this program's own environment.
 
-    python with_kdsearch.py INPUTS
+python with_kdsearch.py INPUTS
 """
 
 import sys
