@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender and student in P1")
     parser.add_argument("--slot-seconds", type=float, default=2.0, help="length of a turn in P1")
     parser.add_argument("--search-seconds", type=float, default=90.0, help="wall time of each search in P3")
-    parser.add_argument("--accuracy-steps", type=int, default=40)
+    parser.add_argument("--accuracy-steps", type=int, default=60)
     parser.add_argument("--noop-trials", type=int, default=200, help="trials in P4")
     options = parser.parse_args()
     chosen = options.only.split(",") if options.only else list(PARTS)
