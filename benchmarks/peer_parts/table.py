@@ -1,6 +1,7 @@
 """benchmarks/peers.md: the bars, the tables, the machine in words, and how each contender was run."""
 
 import datetime
+import math
 import os
 from importlib.metadata import version
 from statistics import median
@@ -64,7 +65,9 @@ def brief(results: Results) -> Results:
             return {key: short(value) for key, value in item.items() if key not in HEAVY}
         if isinstance(item, list):
             return [short(value) for value in item]
-        return round(item, 4) if isinstance(item, float) else item
+        if isinstance(item, float):
+            return round(item, 4) if math.isfinite(item) else None
+        return item
 
     return short(results)
 

@@ -106,6 +106,7 @@ def test_what_is_printed_leaves_out_raw_data() -> None:
     assert "turns" not in told["P1"]["students"]["2x128"]
     assert "points" not in told["P3"]["contenders"]["kdsearch"]
     assert told["P4"]["milliseconds"]["kdsearch"] == 50.0
+    assert table.brief({"between": float("nan")}) == {"between": None}  # JSON has no other word for it
 
 
 def test_within_a_point_or_else_two_errors() -> None:
