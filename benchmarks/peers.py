@@ -4,7 +4,7 @@ controller, the memory.
     python benchmarks/peers.py [--only P1,P3] [--again] [--work FOLDER] [--out benchmarks/peers.md]
 
 Contenders are naive and strong Hugging Face, TextBrewer, torchdistill, Optuna and syne-tune, each in a virtual environment of its own
-that is made the first time (a few minutes, 5 GB; kept in --work). They take turns, and matrix products are timed around each turn,
+that is made the first time (a few minutes, 6 GB; kept in --work). They take turns, and matrix products are timed around each turn,
 because a shared machine slows down and speeds up by itself. What a contender does stands in its file of benchmarks/peers/.
 
   P0        the machine's limit
