@@ -95,7 +95,8 @@ def run(setting: Setting, parts: list[str], again: bool) -> dict[str, Any]:
         environments.make(setting.work, needs, setting.report)
         load, start = os.getloadavg()[0], time.perf_counter()
         found = part(setting)
-        found |= {"part_seconds": time.perf_counter() - start, "load_before": load, "date": datetime.date.today().isoformat()}
+        found |= {"part_seconds": time.perf_counter() - start, "load_before": load}
+        found |= {"date": datetime.date.today().isoformat(), "command": shlex.join(["python", *sys.argv])}
         kept.write_text(json.dumps(found), encoding="utf-8")
         setting.report(f"{name}: {found['part_seconds']:.0f} s")
     return {
@@ -123,7 +124,7 @@ def main() -> None:
     setting = Setting(options.work.resolve(), options.study, options, lambda text: print(text, flush=True))
     results = run(setting, chosen, options.again or bool(options.only))
     bars = verdict.bars(results)
-    options.out.write_text(table.document(results, bars, shlex.join(["python", *sys.argv])), encoding="utf-8")
+    options.out.write_text(table.document(results, bars), encoding="utf-8")
     print(json.dumps({"bars": [vars(bar) for bar in bars], "results": table.brief(results)}))
 
 

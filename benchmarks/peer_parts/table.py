@@ -1,6 +1,5 @@
 """benchmarks/peers.md: the bars, the tables, the machine in words, and how each contender was run."""
 
-import datetime
 import math
 import os
 from importlib.metadata import version
@@ -16,8 +15,8 @@ Results = dict[str, Any]
 HEAVY = ("points", "turns", "gaps", "gflops", "facts")
 
 
-def document(results: Results, bars: list[Bar], command: str) -> str:
-    """The whole document, from the parts that were run."""
+def document(results: Results, bars: list[Bar]) -> str:
+    """The whole document, from the parts that were run, each with its command and date."""
     makers = {
         "P0": _limits,
         "P1": lambda found: _loop("P1: the distillation loop", found),
@@ -31,12 +30,16 @@ def document(results: Results, bars: list[Bar], command: str) -> str:
     missing = [part for part in makers if part not in results]
     met = sum(bar.met for bar in bars)
     seconds = sum(found["part_seconds"] for found in results.values())
+    commands: dict[str, list[str]] = {}
+    for part, found in results.items():
+        commands.setdefault(f"`{found['command']}` ({found['date']})", []).append(part)
+    ran = "\n".join(f"* {command}: {', '.join(parts)}" for command, parts in commands.items())
     sections = [make(results[part]) for part, make in makers.items() if part in results]
     return f"""# kdsearch and its peers, side by side
 
-`{command}`
+{ran}
 
-{datetime.date.today().isoformat()}; {machine(results)}
+{machine(results)}
 
 The parts took {seconds / 60:.0f} minutes{f"; not run: {', '.join(missing)}" if missing else ""}. Bars met: **{met} of {len(bars)}**.
 
@@ -182,9 +185,10 @@ syne-tune: its tuner with LocalBackend, one worker, a look every 0.1 s; each tri
 LIMITS = """## How to read it
 
 * naive HF is what one writes first (Trainer, teacher in `compute_loss`, padding to the task's longest, float32); strong HF has the
-Trainer's documented fast options: bf16 autocast of student and teacher, batches by length, and as kdsearch frozen word embeddings and no
-dropout. TextBrewer has its cache of logits (filling it is not in its rate, nor is kdsearch's in P1); torchdistill 1.1.5 has no cache any
-more. Both have no bf16 on a CPU without code of one's own.
+  Trainer's documented fast options: bf16 autocast of student and teacher, batches by length, and as kdsearch frozen word embeddings and
+  no dropout; attention is transformers' default (SDPA).
+* TextBrewer has its cache of logits (filling it is not in its rate, nor is kdsearch's in P1); its mixed precision is Apex's. torchdistill
+  1.1.5 has no cache any more; it runs in float32, its default, and was not tried with an accelerate `Accelerator` in bf16.
 * All train with fused AdamW, the same learning rate, decay and clipping, on the same rows, from the same weights, with as many examples a
 step (kdsearch: in the mean over an epoch). The naive way trains word embeddings and has dropout, as the model's config says.
 * Ratios count each rate per matrix product that the machine did around the turn. On a busy machine read the ratios, not the seconds.

@@ -39,7 +39,7 @@ def raced() -> dict[str, Any]:
 
 
 FACTS = {"teacher": "6 x 384", "teacher_accuracy": 0.8, "train": 6398, "tokens_per_row": 27.0, "cache_megabytes": 0.06}
-RAN = {"part_seconds": 60.0, "load_before": 0.5, "date": "2026-01-01"}
+RAN = {"part_seconds": 60.0, "load_before": 0.5, "date": "2026-01-01", "command": "the command"}
 
 
 def results() -> dict[str, Any]:
@@ -81,8 +81,8 @@ def test_a_ratio_counts_what_the_machine_could_do_in_each_turn() -> None:
 def test_the_document_lists_every_bar_and_says_which_are_missed() -> None:
     everything = results()
     bars = verdict.bars(everything)
-    text = table.document(everything, bars, "the command")
-    assert "`the command`" in text
+    text = table.document(everything, bars)
+    assert "* `the command` (2026-01-01): P0, P1, bigger, long, P2, P3, P4, accuracy" in text
     assert all(f"| {bar.part} | {bar.asked} | {bar.found} | {'yes' if bar.met else '**no**'} |" in text for bar in bars)
     met = {bar.asked: bar.met for bar in bars}
     assert met["2x128 against naive HF: at least 10x"]
@@ -96,7 +96,7 @@ def test_the_document_lists_every_bar_and_says_which_are_missed() -> None:
 
 def test_a_document_of_some_parts_names_the_others() -> None:
     some = {"P0": results()["P0"]}
-    text = table.document(some, verdict.bars(some), "the command")
+    text = table.document(some, verdict.bars(some))
     assert "not run: P1, accuracy, bigger, long, P2, P3, P4" in text
     assert "Bars met: **0 of 0**" in text
 
