@@ -1,0 +1,38 @@
+"""kdsearch itself, as one more contender: its objective's stages on the study of the inputs, in this program's own environment.
+
+python with_kdsearch.py INPUTS
+"""
+
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from contender import Inputs, Meter, serve
+from torch import nn
+
+from kdsearch import check, objective
+from kdsearch.candidate import from_dict
+
+
+def train(bench: objective.Bench, inputs: Inputs, job: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """One job; the seed decides the order of the rows, the student's weights are those of every job."""
+    start, described = time.perf_counter(), inputs.told["students"][job["student"]]["candidate"]
+    described = {**described, "training": {"learning_rate": job["learning_rate"]}}
+    search = bench.spec.search.model_copy(update={"seed": job["seed"]})
+    proxy = bench.spec.proxy.model_copy(update={"steps": job["steps"]})
+    bench = replace(bench, spec=bench.spec.model_copy(update={"search": search, "proxy": proxy}))
+    candidate = from_dict(described)
+    student = objective.started(candidate, bench, 0)
+    with Meter(student) as meter:
+        objective.train(student, candidate, bench, bench.spec.proxy)
+    return student, meter.told(start)
+
+
+if __name__ == "__main__":
+    told = Inputs.read(sys.argv[1]).told
+    study = check.open_files(Path(told["study"]))
+    candidates = [from_dict(student["candidate"]) for student in told["students"].values()]
+    serve(partial(train, objective.prepare(study.spec, study.space, study.base, candidates)))
