@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.peer_parts.environments import python_of
 from benchmarks.peer_parts.inputs import SPACE
 from benchmarks.peer_parts.loop import SCRIPTS, one_thread
-from kdsearch import commands, search, search_space
+from kdsearch import commands, search, space_file, study_store
 from kdsearch.candidate import Candidate
 from kdsearch.records import COMPLETE, Measurement, Record
 from kdsearch.study_file import Search
@@ -42,10 +42,11 @@ def nothing(candidate: Candidate, seed: int, anyway: bool) -> Measurement:
 
 def ours(trials: int, folder: Path) -> float:
     """Milliseconds of kdsearch.search for a trial."""
-    study = search.open_study(commands.default_storage(folder), "noop", {})
-    around = search.Surroundings(search_space.parse(SPACE), 0.5, 1.0, folder, lambda record: f"trial {record.trial}")
+    study = study_store.open_study(commands.default_storage(folder), "noop", {})
+    plan, space = Search(trials=trials, minutes=1000), space_file.parse(SPACE)
+    around = search.Surroundings(plan, space, 0.5, 1.0, folder, lambda record: f"trial {record.trial}")
     start = time.perf_counter()
-    known = search.search(study, around, nothing, Search(trials=trials, minutes=1000), {}, Silence())
+    known = search.search(study, around, nothing, Silence())
     return 1000 * (time.perf_counter() - start) / len(known)
 
 

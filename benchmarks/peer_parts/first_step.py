@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.peer_parts import loop
 from benchmarks.peer_parts.environments import python_of
-from benchmarks.peer_parts.searches import OURS, SCRIPTS, end_tree, study_with_workers
+from benchmarks.peer_parts.searches import OURS, SCRIPTS, end_tree, study_of_trials
 
 TRIALS, STEPS, LONGEST = 4, 10, 120.0
 ROUNDS = 3
@@ -51,7 +51,7 @@ def watched(name: str, inputs: Path, work: Path, scratch: Path) -> tuple[list[St
     surroundings["PYTHONPATH"] = f"{SCRIPTS / 'watched'}:{surroundings['PYTHONPATH']}"
     surroundings["WATCHED_STEPS"] = str(scratch / "steps")
     if name == "kdsearch":
-        command = [*OURS, str(study_with_workers(inputs, scratch)), "--out", str(scratch / "study"), "--trials", str(4 * TRIALS)]
+        command = [*OURS, str(study_of_trials(inputs, scratch)), "--out", str(scratch / "study"), "--trials", str(4 * TRIALS)]
     else:
         notes = str(scratch / "notes.jsonl")
         command = [python_of(work, "hf"), str(SCRIPTS / "search_optuna.py"), str(inputs), notes, "naive", str(TRIALS)]

@@ -8,7 +8,6 @@ that filling it is in its time; what is read of it is its trials.jsonl.
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -25,7 +24,6 @@ from benchmarks.peer_parts import probe
 from benchmarks.peer_parts.environments import python_of
 from benchmarks.peer_parts.loop import SCRIPTS, one_thread
 from kdsearch import pareto, records
-from kdsearch.study_file import Search
 
 MARKS = (1 / 3, 2 / 3, 1.0)
 LOOK, WEIGH = 0.25, 2.0
@@ -54,7 +52,7 @@ def command_of(name: str, inputs: Path, work: Path, scratch: Path) -> tuple[list
     """A contender's command and environment; what is not named here keeps its own number of threads."""
     notes, free = str(scratch / "notes.jsonl"), {key: value for key, value in one_thread().items() if not key.endswith("_NUM_THREADS")}
     if name == "kdsearch":
-        study = study_with_workers(inputs, scratch)
+        study = study_of_trials(inputs, scratch)
         return [*OURS, str(study), "--out", str(scratch / "study")], {**free, "KDSEARCH_CACHE": str(scratch / "cache")}
     if name == "syne-tune MO-ASHA":
         folder = {**free, "SYNETUNE_FOLDER": str(scratch)}
@@ -62,14 +60,12 @@ def command_of(name: str, inputs: Path, work: Path, scratch: Path) -> tuple[list
     return [python_of(work, "hf"), str(SCRIPTS / "search_optuna.py"), str(inputs), notes, "naive" if "naive" in name else "strong"], free
 
 
-def study_with_workers(inputs: Path, scratch: Path) -> Path:
-    """kdsearch's study of the inputs, with a worker for each core where it has workers."""
+def study_of_trials(inputs: Path, scratch: Path) -> Path:
+    """kdsearch's study of the inputs, with the steps of a trial that all contenders have."""
     told = json.loads(inputs.read_text(encoding="utf-8"))
     study = told["study"]
     content = yaml.safe_load(Path(study).read_text(encoding="utf-8"))
     content["proxy"]["steps"] = told["trial_steps"]
-    if "workers" in Search.model_fields:
-        content["search"]["workers"] = os.cpu_count()
     content["space"] = str(Path(study).parent / content["space"])
     (scratch / "study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     return scratch / "study.yaml"

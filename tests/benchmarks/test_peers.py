@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import naive, peers
 from benchmarks.peer_parts import first_step, inputs, loop, probe, searches, table, verdict
-from kdsearch import cost, search_space
+from kdsearch import cost, search_space, space_file
 from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Term, from_dict
 from kdsearch.students.build import build
 from kdsearch.students.families import narrow
@@ -148,7 +148,7 @@ def test_the_memory_of_this_process_is_seen() -> None:
 
 
 def test_the_fixed_students_and_the_space_are_kdsearch_s() -> None:
-    space = search_space.parse(inputs.SPACE)
+    space = space_file.parse(inputs.SPACE)
     drawn = search_space.sample(space, lambda _, domain: search_space._options(domain)[0])
     assert drawn.distillation.scale == "raw"
     for case in inputs.CASES.values():
