@@ -28,7 +28,7 @@ def document(folder: study_folder.StudyFolder, command: str) -> str:
 
 `{command}`
 
-{datetime.date.today().isoformat()}; {folder.facts["machine"]}; {versions}.
+{datetime.date.today().isoformat()}; {folder.facts["machine"]}, {folder.facts["workers"]} workers; {versions}.
 
 ```
 {text.getvalue().rstrip()}
