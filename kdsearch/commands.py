@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from kdsearch.check import Study
 from kdsearch.display import Display, line
 from kdsearch.errors import UserError
 from kdsearch.guesses import guesses
-from kdsearch.machine import accelerator, matrix_product_rate
+from kdsearch.machine import accelerator, matrix_product_rate, use_precision
 from kdsearch.objective import Bench
 from kdsearch.report import dashboard, front, html, study_folder, tables
 from kdsearch.students.baselines import baselines
@@ -47,15 +47,11 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
     with _locked(study.folder):
         url = storage or default_storage(study.folder)
         store = study_store.open_study(url, study.spec.name, fingerprint(study))
-        # Found by a probe of the machine, and what is proposed depends on it: a session goes on with the first one's number.
-        count = study.spec.search.workers or study_store.as_before(store, "workers", workers.count_for(study.spec))
-        hand_made = _baselines(study)
+        count, hand_made = _workers_as_before(study, store), _baselines(study)
         known = search.in_order(study_store.stored_records(store))
-        display = Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0))
-        lesson = workers.Lesson(study.spec, study.space, study.base, list(hand_made.values()))
-        crew = workers.Workers(lesson, count, display.progress) if count > 1 else None
-        with display, crew or nullcontext():
-            bench = objective.prepare(study.spec, study.space, study.base, lesson.extra, display.progress)
+        extra = list(hand_made.values())
+        with Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0)) as display:
+            bench = objective.prepare(study.spec, study.space, study.base, extra, display.progress)
             study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
             _write_facts(study, bench, count)
             console.print(_introduction(bench), highlight=False)
@@ -63,11 +59,13 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
             def evaluate(candidate: Candidate, seed: int, anyway: bool) -> records.Measurement:
                 return objective.evaluate(candidate, bench, seed, anyway, display.progress)
 
-            if crew:
-                crew.open(bench.facts)
-            at_once = count + 1 if crew else 1  # one is asked for before it is needed
+            around, lesson = _surroundings(study, bench, hand_made), _lesson(study, bench, extra)
             try:
-                search.search(store, _surroundings(study, bench, hand_made), crew.evaluate if crew else evaluate, display, at_once)
+                if count == 1:
+                    search.search(store, around, evaluate, display)
+                else:
+                    with workers.Workers(lesson, count, display.progress) as crew:
+                        search.search(store, around, crew.evaluate, display, count + 1)  # one is asked for before it is needed
             finally:
                 _write_results(study.folder, store, console)
     return study.folder
@@ -173,6 +171,16 @@ def _baselines(study: Study) -> dict[str, Candidate]:
     return baselines(architecture_of(config), attention=sees_attention) if study.spec.search.baselines else {}
 
 
+def _workers_as_before(study: Study, store: Any) -> int:
+    """How many workers, after the precision is settled: probes of the machine decide on both, and a later session goes on as the first did,
+    since what is proposed and what is found depends on them."""
+    device = study.spec.target.device
+    if precision := store.user_attrs.get("precision"):
+        use_precision(device, precision)
+    study_store.as_before(store, "precision", accelerator(device).mixed_precision)
+    return study.spec.search.workers or study_store.as_before(store, "workers", workers.count_for(study.spec))
+
+
 def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -> search.Surroundings:
     return search.Surroundings(
         study.spec.search,
@@ -184,6 +192,11 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -
         hand_made,
         guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
     )
+
+
+def _lesson(study: Study, bench: Bench, extra: list[Candidate]) -> workers.Lesson:
+    precision = accelerator(study.spec.target.device).mixed_precision
+    return workers.Lesson(study.spec, study.space, study.base, extra, bench.facts, precision)
 
 
 def _recorded(place: Path) -> tuple[Study, study_folder.StudyFolder]:

@@ -10,14 +10,26 @@ from accelerate import Accelerator
 from torch import nn
 
 WORK_OF_A_THREAD, PROBES = 3e10, 6
+decided: dict[str, str] = {}
 
 
 @cache
 def accelerator(device: str) -> Accelerator:
     """The device and its precision: bf16 on a GPU that has it, and on a CPU only where a probe shows that it is faster."""
     on_cpu = device == "cpu"
+    if device in decided:
+        return Accelerator(cpu=on_cpu, mixed_precision=decided[device])
     pays = _bf16_pays_on_cpu() if on_cpu else torch.cuda.is_bf16_supported()
     return Accelerator(cpu=on_cpu, mixed_precision="bf16" if pays else "no")
+
+
+def use_precision(device: str, precision: str) -> None:
+    """This precision, whatever a probe would say: a study's later sessions and its workers take that of the first session.
+
+    A process that has trained already keeps its own, which accelerate fixes for good.
+    """
+    if not accelerator.cache_info().currsize:
+        decided[device] = precision
 
 
 def threads_for(model: nn.Module, batch_tokens: int) -> int:

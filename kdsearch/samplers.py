@@ -12,6 +12,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from kdsearch.study_file import Search
+from kdsearch.study_store import place_of
 
 
 class _Searched(optuna.Study):
@@ -22,8 +23,9 @@ class _Searched(optuna.Study):
 
     def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[optuna.trial.FrozenTrial]:
         found = super()._get_trials(deepcopy, states, use_cache)
-        seen = [trial for trial in found if "baseline" not in trial.user_attrs and trial.user_attrs.get("place", math.inf) <= self.last]
-        return sorted(seen, key=lambda trial: trial.user_attrs["place"])
+        places = [(place_of(trial), trial) for trial in found if "baseline" not in trial.user_attrs]
+        seen = [(place, trial) for place, trial in places if place is not None and place <= self.last]
+        return [trial for _, trial in sorted(seen, key=lambda one: one[0])]
 
 
 class OfTheSpace(BaseSampler):
@@ -54,20 +56,24 @@ class OfTheSpace(BaseSampler):
         return view
 
 
-def make_sampler(plan: Search, seed: int) -> BaseSampler:
-    """A fresh sampler of the study's kind; the first ``startup_trials`` that are no baselines are random with every kind."""
+def make_sampler(plan: Search, seed: int, unseen: int = 0) -> BaseSampler:
+    """A fresh sampler of the study's kind; the first ``startup_trials`` that are no baselines are random with every kind.
+
+    ``unseen``: how many of the trials before this one it does not see yet.
+    """
+    startup = max(1, plan.startup_trials - unseen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match plan.sampler:
             case "tpe":
-                return optuna.samplers.TPESampler(n_startup_trials=plan.startup_trials, multivariate=False, seed=seed)
+                return optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=False, seed=seed)
             case "nsga2":
                 return optuna.samplers.NSGAIISampler(population_size=max(2, plan.startup_trials), seed=seed)
             case "gp":
-                inner = optuna.samplers.TPESampler(n_startup_trials=plan.startup_trials, multivariate=False, seed=seed)
+                inner = optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=False, seed=seed)
                 # The knobs of a branch are not in every trial, so that TPE samples them; that is no accident to be warned of.
                 options: dict[str, Any] = {"independent_sampler": inner, "warn_independent_sampling": False}
-                return optuna.samplers.GPSampler(n_startup_trials=plan.startup_trials, seed=seed, **options)
+                return optuna.samplers.GPSampler(n_startup_trials=startup, seed=seed, **options)
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
 

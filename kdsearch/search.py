@@ -148,11 +148,11 @@ def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> A
     taken = {*state.known, *(one.place for one in state.open), *map(study_store.place_of, waiting)}
     kept = study_store.place_of(waiting[0]) if waiting else None
     place = next(place for place in range(len(taken) + 1) if place not in taken) if kept is None else kept
-    if kept is None and any(earlier not in state.known for earlier in range(place - lag + 1)):
+    if not waiting and any(earlier not in state.known for earlier in range(place - lag + 1)):
         return None
     if not waiting:
         _enqueue_next(study, around)
-    study.sampler = OfTheSpace(make_sampler(around.plan, derived(around.plan.seed, place)), place - lag)
+    study.sampler = OfTheSpace(make_sampler(around.plan, derived(around.plan.seed, place), lag - 1), place - lag)
     trial = study.ask()
     trial.set_user_attr("place", place)
     return Asked(trial, place, _proposal(trial, around.space), trial.user_attrs.get("baseline"))

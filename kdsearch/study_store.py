@@ -91,8 +91,8 @@ def as_before(study: optuna.Study, key: str, value: Any) -> Any:
 
 
 def place_of(trial: FrozenTrial) -> int | None:
-    """A trial's place in the search; None before it was given one."""
-    return trial.user_attrs.get("place")
+    """A trial's place in the search, of a finished one without it the number; None before it was given one."""
+    return trial.user_attrs.get("place", trial.number if trial.state.is_finished() else None)
 
 
 def stored_records(study: optuna.Study) -> dict[int, Record]:
@@ -107,7 +107,8 @@ def close_interrupted(study: optuna.Study) -> None:
     for trial in study.get_trials(states=[TrialState.RUNNING]):
         if "record" in trial.user_attrs:
             record = records.from_dict(trial.user_attrs["record"])
-            study.tell(trial.number, values(record, trial.user_attrs["floor"], trial.user_attrs["teacher_flops"]), state=state(record))
+            floor, teacher_flops = (trial.user_attrs.get(key, 1.0) for key in ("floor", "teacher_flops"))  # a failed one has none
+            study.tell(trial.number, values(record, floor, teacher_flops), state=state(record))
         else:
             _close(study, trial)
 

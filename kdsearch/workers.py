@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -24,7 +24,7 @@ from filelock import FileLock
 from kdsearch import objective
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.loop import Progress
-from kdsearch.machine import cores
+from kdsearch.machine import cores, use_precision
 from kdsearch.records import FAILED, Measurement, measured
 from kdsearch.space_file import SearchSpace
 from kdsearch.study_file import StudySpec
@@ -40,12 +40,14 @@ def count_for(spec: StudySpec) -> int:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a process needs to prepare its bench: the study's data, and the candidates outside of its space."""
+    """What a process needs to prepare its bench: the study's data, the candidates outside of its space, and what the main process found."""
 
     spec: StudySpec
     space: SearchSpace
     base: Path
     extra: list[Candidate]
+    facts: dict[str, Any]
+    precision: str
 
 
 class Gate:
@@ -72,14 +74,10 @@ class Gate:
     def quiet(self) -> Iterator[None]:
         """While open, every other worker stands still."""
         self.own.release()
-        with self.turnstile:
+        with self.turnstile, ExitStack() as held:
             for lock in self.locks:
-                lock.acquire()
-            try:
-                yield
-            finally:
-                for lock in self.locks:
-                    lock.release()
+                held.enter_context(lock)
+            yield
         self.own.acquire()
 
 
@@ -97,51 +95,71 @@ class Workers:
 
     def __init__(self, lesson: Lesson, count: int, progress: Progress = objective.silent) -> None:
         self.lesson, self.count, self.progress = lesson, count, progress
-        self.facts: dict[str, Any] = {}
-        self.idle: queue.Queue[Worker] = queue.Queue()
+        self.idle: queue.Queue[Worker | None] = queue.Queue()  # None: none will come any more
         self.all: dict[int, Worker] = {}
+        self.closing = False
 
     def __enter__(self) -> "Workers":
-        self.folder = tempfile.TemporaryDirectory(prefix="kdsearch-")
-        self.all = {number: self._started(number) for number in range(self.count)}
-        return self
+        """Start all and wait until they have loaded.
 
-    def open(self, facts: dict[str, Any]) -> None:
-        """Let the processes load teacher and data, which are ready now; they have imported meanwhile."""
-        self.facts = facts
-        for worker in self.all.values():
-            worker.connection.send(facts)
-            self.idle.put(worker)
+        Raises:
+            RuntimeError: one cannot start; the message says why.
+        """
+        self.folder = tempfile.TemporaryDirectory(prefix="kdsearch-")
+        try:
+            self.all = {number: self._started(number) for number in range(self.count)}
+            for worker in self.all.values():
+                _wait_until_ready(worker)
+                self.idle.put(worker)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
 
     def evaluate(self, candidate: Candidate, seed: int, train_anyway: bool) -> Measurement:
         """:func:`kdsearch.objective.evaluate` in the next process that is free.
 
-        What it raises there is a failed measurement with its traceback; so is the death of the process.
+        What it raises there is a failed measurement with its traceback; so is the death of the process, in whose place a new one starts.
         """
         worker, start = self.idle.get(), time.perf_counter()
+        if worker is None:
+            self.idle.put(None)
+            raise RuntimeError("no worker process is left")
+        answer: Any = ("", 0, 0)
         try:
             worker.connection.send((candidate, seed, train_anyway))
             while isinstance(answer := worker.connection.recv(), tuple):
                 self.progress(*answer)
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
+            if self.closing:
+                raise RuntimeError("the search was stopped") from error
             worker.process.join(PATIENCE)
+            worker.process.kill()
             reason = f"the worker process ended ({_ending(worker.process)}); too little memory is the usual cause"
             answer = Measurement(FAILED, reason=reason, seconds=time.perf_counter() - start)
-            worker = self.all[worker.number] = self._started(worker.number)
-            worker.connection.send(self.facts)
+            worker = self._replaced(worker)
         self.idle.put(worker)
         return answer
 
     def __exit__(self, *_: object) -> None:
+        self.closing = True
         for worker in self.all.values():
-            worker.connection.close()  # ends one that waits
-            if worker not in self.idle.queue:
-                worker.process.terminate()
+            worker.process.terminate()
+        self.idle.put(None)
         for worker in self.all.values():
             worker.process.join(PATIENCE)
-            if worker.process.is_alive():
-                worker.process.kill()
+            worker.process.kill()
         self.folder.cleanup()
+
+    def _replaced(self, worker: Worker) -> Worker:
+        worker.connection.close()
+        try:
+            fresh = self.all[worker.number] = self._started(worker.number)
+            _wait_until_ready(fresh)
+        except BaseException:
+            self.idle.put(None)
+            raise
+        return fresh
 
     def _started(self, number: int) -> Worker:
         context = multiprocessing.get_context("spawn")
@@ -154,11 +172,25 @@ class Workers:
         return Worker(number, process, ours)
 
 
+def _wait_until_ready(worker: Worker) -> None:
+    try:
+        said = worker.connection.recv()
+    except (EOFError, OSError):
+        worker.process.join(PATIENCE)
+        said = (
+            f"it ended ({_ending(worker.process)}); its own message stands above. A program that calls run_study must do so under "
+            'if __name__ == "__main__":'
+        )
+    if said is not None:
+        raise RuntimeError(f"a worker process cannot start: {said}. With --workers 1 the search needs none")
+
+
 def _work(connection: Connection, lesson: Lesson, threads: int, folder: Path, number: int, count: int) -> None:
-    """A process's life: wait for the facts, load, evaluate what comes, end with the parent."""
+    """A process's life: load, evaluate what comes, end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # with what a process does at its end
     torch.set_num_threads(threads)
+    use_precision(lesson.spec.target.device, lesson.precision)
     gate, told = Gate(folder, number, count), time.monotonic()
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -169,9 +201,14 @@ def _work(connection: Connection, lesson: Lesson, threads: int, folder: Path, nu
             connection.send((stage, done, total))
 
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        facts = connection.recv()
-        bench = objective.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra, facts=facts)
+        try:
+            with gate.own:
+                bench = objective.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra, facts=lesson.facts)
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {error}")
+            return
         bench = replace(bench, quiet=gate.quiet)
+        connection.send(None)
         while True:
             candidate, seed, train_anyway = connection.recv()
             with gate.own:

@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -53,3 +55,17 @@ def test_a_thread_that_adds_no_speed_is_no_core(monkeypatch: pytest.MonkeyPatch)
         assert machine.cores.__wrapped__() == expected
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert machine.cores.__wrapped__() == 1
+
+
+@pytest.mark.parametrize("decided", ["no", "bf16"])
+def test_a_decided_precision_holds_whatever_a_probe_says(decided: str) -> None:
+    program = f"""
+from kdsearch import machine
+machine._bf16_pays_on_cpu = lambda: {decided == "no"}
+machine.use_precision("cpu", "{decided}")
+print(machine.accelerator("cpu").mixed_precision)
+machine.use_precision("cpu", "fp8")
+print(machine.accelerator("cpu").mixed_precision)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [decided, decided]

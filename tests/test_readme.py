@@ -170,7 +170,7 @@ def test_the_readme_s_packaged_study_is_one(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_was_found_and_the_same_command_goes_on(workplace: Path, tmp_path: Path) -> None:
-    command = f"kdsearch run studies/quickstart.yaml --trials 2 --out {tmp_path / 'stopped'}"
+    command = f"kdsearch run studies/quickstart.yaml --trials 2 --workers 1 --out {tmp_path / 'stopped'}"
     program = [sys.executable, "-c", "from kdsearch.cli import main; main()", *command.split()[1:]]
     process = subprocess.Popen(program, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout

@@ -5,6 +5,7 @@ import pytest
 
 from kdsearch import records, search_space, study_store
 from kdsearch.errors import UserError
+from kdsearch.records import COMPLETE, FAILED, Measurement
 from tests import fake_search
 from tests.fake_search import quiet_load
 
@@ -35,7 +36,9 @@ def test_a_candidate_that_is_killed_every_time_is_given_up(tmp_path: Path) -> No
         study.sampler = optuna.samplers.RandomSampler(seed=0)
         study_store.close_interrupted(study)
         trial = study.ask()
+        trial.set_user_attr("place", 3)
         trial.set_user_attr("candidate", search_space.suggest(fake_search.SPACE, trial).to_dict())
+    assert study_store.stored_records(quiet_load(tmp_path))[3].measurement.state == FAILED
     tried = [t for t in quiet_load(tmp_path).trials if t.user_attrs.get("interrupted")]
     assert "not tried again" in tried[study_store.MOST_RETRIES].user_attrs["reason"]
     assert "queued again" in tried[0].user_attrs["reason"]
@@ -94,3 +97,24 @@ def test_what_the_first_session_found_holds_for_the_later_ones(tmp_path: Path) -
     for value in (2, 1):
         study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
         assert study_store.as_before(study, "workers", value) == 2
+
+
+def test_a_kill_between_a_given_up_trial_s_record_and_its_end_leaves_a_study_that_resumes(tmp_path: Path) -> None:
+    fake_search.run(tmp_path, 3)
+    study = quiet_load(tmp_path)
+    trial = study.ask()
+    trial.set_user_attr("place", 3)
+    record = records.Record(trial.number, fake_search.BASELINES["no-kd"].to_dict(), Measurement(FAILED, reason="given up"), 0)
+    trial.set_user_attr("record", record.to_dict())
+    study_store.close_interrupted(study)
+    assert study_store.stored_records(study)[3] == record
+    assert quiet_load(tmp_path).trials[3].state.name == "FAIL"
+
+
+def test_trials_of_before_there_were_places_keep_their_numbers(tmp_path: Path) -> None:
+    study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
+    for number in range(2):
+        trial = study.ask()
+        record = records.Record(number, {}, Measurement(COMPLETE, accuracy=0.5), 0)
+        study_store.tell(study, trial, record, "", 0.5, 1.0)
+    assert list(study_store.stored_records(study)) == [0, 1]

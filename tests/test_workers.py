@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 
 from kdsearch import objective, space_file, workers
 from kdsearch.candidate import Candidate, Recipe, Term, Training
+from kdsearch.machine import accelerator
 from kdsearch.records import COMPLETE, FAILED
 from kdsearch.study_file import StudySpec
 from kdsearch.workers import Gate, Lesson, Workers
@@ -22,19 +23,34 @@ KD = Candidate(tiny.narrower(), distillation=Recipe("kd", 0.5, (Term("kd"),)))
 
 
 @pytest.fixture(scope="module")
-def lesson(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lesson]:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[objective.Bench]:
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDSEARCH_CACHE", str(folder / "cache"))
         content = {**tiny.study(folder), "proxy": {"steps": 6, "batch_tokens": 256, "transfer_share": 0.3}}
-        yield Lesson(StudySpec.model_validate(content), space_file.load(folder / "space.yaml"), folder, [])
+        yield objective.prepare(StudySpec.model_validate(content), space_file.load(folder / "space.yaml"), folder, [])
 
 
-def test_a_worker_finds_what_is_found_without_one(lesson: Lesson) -> None:
-    bench = objective.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra)
+@pytest.fixture
+def lesson(bench: objective.Bench) -> Lesson:
+    space = space_file.load(bench.base / "space.yaml")
+    return Lesson(bench.spec, space, bench.base, [], bench.facts, accelerator("cpu").mixed_precision)
+
+
+def endless(lesson: Lesson) -> Lesson:
+    return replace(lesson, spec=lesson.spec.model_copy(update={"proxy": lesson.spec.proxy.model_copy(update={"steps": 1_000_000})}))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_worker_finds_what_is_found_without_one(bench: objective.Bench, lesson: Lesson) -> None:
     candidates = [KD, replace(KD, training=Training(2e-3)), replace(KD, architecture=tiny.narrower(layers=1))]
     with Workers(lesson, 2) as crew, ThreadPoolExecutor(3) as threads:
-        crew.open(bench.facts)
         found = list(threads.map(lambda candidate: crew.evaluate(candidate, 5, False), candidates))
     assert [one.state for one in found] == [COMPLETE] * 3
     for candidate, one in zip(candidates, found, strict=True):
@@ -44,26 +60,40 @@ def test_a_worker_finds_what_is_found_without_one(lesson: Lesson) -> None:
 
 
 def test_a_killed_worker_fails_its_trial_alone_and_is_replaced(lesson: Lesson) -> None:
-    facts = objective.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra).facts
-    endless = lesson.spec.model_copy(update={"proxy": lesson.spec.proxy.model_copy(update={"steps": 1_000_000})})
-    with Workers(replace(lesson, spec=endless), 1) as crew, ThreadPoolExecutor(1) as threads:
-        crew.open(facts)
+    told = []
+    with Workers(endless(lesson), 1, lambda *event: told.append(event)) as crew, ThreadPoolExecutor(1) as threads:
         first = threads.submit(crew.evaluate, KD, 0, False)
-        while not (Path(crew.folder.name) / "0").exists():  # the lock that it holds while it computes
-            time.sleep(0.01)
+        wait_for(lambda: bool(told))
         crew.lesson = lesson  # the next process has a few steps only
         os.kill(crew.all[0].process.pid or 0, signal.SIGKILL)
-        lost = first.result(timeout=60)
+        lost = first.result(timeout=120)
         assert crew.evaluate(KD, 0, False).state == COMPLETE
     assert lost.state == FAILED
     assert "SIGKILL" in (lost.reason or "")
     assert lost.seconds > 0
 
 
+def test_the_end_stops_what_runs_and_starts_nothing(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, told = [], []
+    start = Workers._started
+    monkeypatch.setattr(Workers, "_started", lambda crew, number: started.append(number) or start(crew, number))
+    with ThreadPoolExecutor(2) as threads:
+        with Workers(endless(lesson), 1, lambda *event: told.append(event)) as crew:
+            running = [threads.submit(crew.evaluate, replace(KD, training=Training(rate)), 0, False) for rate in (1e-3, 2e-3)]
+            wait_for(lambda: bool(told))  # one runs, one waits
+        assert all(isinstance(one.exception(timeout=120), RuntimeError) for one in running)
+    assert started == [0]
+    assert not crew.all[0].process.is_alive()
+
+
+def test_a_worker_that_cannot_load_is_told_before_any_trial(lesson: Lesson) -> None:
+    absent = replace(lesson, spec=lesson.spec.model_copy(update={"teacher": lesson.spec.teacher.model_copy(update={"model": "./absent"})}))
+    with pytest.raises(RuntimeError, match=r"cannot start: \w+Error: .*absent.*--workers 1"), Workers(absent, 1):
+        raise AssertionError
+
+
 def test_what_a_worker_raises_is_its_trial_s_reason(lesson: Lesson) -> None:
-    facts = objective.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra).facts
     with Workers(lesson, 1) as crew:
-        crew.open(facts)
         found = crew.evaluate(replace(KD, training=Training(1e30)), 0, False)
         assert crew.evaluate(KD, 0, False).state == COMPLETE
     assert found.state == FAILED
