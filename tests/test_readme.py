@@ -149,8 +149,9 @@ def test_the_readme_s_own_study_is_one(tmp_path: Path) -> None:
         "hidden_size": 384,
         "intermediate_size": 1536,
     }
-    folder = tiny.save(tmp_path / "studies" / "my-teacher")
-    tiny.teacher(**shape).save_pretrained(folder)
+    tokens = [*tiny.SPELLED, *(f"seldom{i}" for i in range(16_000))]  # the space has a vocabulary of 16,000
+    folder = tiny.save(tmp_path / "studies" / "my-teacher", tokens=tokens)
+    tiny.teacher(vocab_size=len(tokens), **shape).save_pretrained(folder)
     texts, labels = tiny.texts(100)
     tiny.write_csv(tmp_path / "studies" / "reviews.csv", {"text": texts, "label": labels})
     (tmp_path / "studies" / "mine.yaml").write_text(block, encoding="utf-8")

@@ -40,7 +40,9 @@ FACTS = {
     "task": {
         "classes": ["neg", "pos"], "train": 8000, "transfer": 10_000, "validation": 1330, "held_out": 4000, "test": 1330, "majority": 0.5,
     },
-    "machine": "x86_64, 2 threads, Linux, Python 3.11",
+    "workers": 2,
+        "rate": 1e11,
+        "machine": "x86_64, 2 threads, Linux, Python 3.11",
     "versions": {"torch": "2.6", "optuna": "5.0.0"},
 }  # fmt: skip
 
