@@ -239,7 +239,12 @@ def _write_facts(study: Study, bench: Bench, count: int) -> None:
         "rate": matrix_product_rate(dtype=dtype, count=max(1, torch.get_num_threads() // count)) if on_cpu else None,
         "versions": {name: version(name) for name in PACKAGES},
     }
-    records.write_text(study.folder / "study.json", json.dumps(facts, indent=2))
+    # A later session does not time the teacher anew: its milliseconds stand beside those of the students that the first one timed.
+    place = study.folder / "study.json"
+    earlier = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    if earlier.get("teacher", {}).get("key") == bench.facts["teacher"]["key"]:
+        facts |= {name: earlier[name] for name in ("teacher", "rate") if name in earlier}
+    records.write_text(place, json.dumps(facts, indent=2))
 
 
 def _introduction(bench: Bench) -> str:

@@ -1,5 +1,6 @@
 """What the commands say on a study whose only trial, a baseline, breaks a limit; what they do stands in test_readme."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,3 +32,11 @@ def test_a_run_whose_budget_is_used_up_says_so_and_why_its_front_is_empty(studie
     said = capsys.readouterr().out
     assert "The front is empty: the budget went into 1 hand-made baseline" in said
     assert "of 0.0001 minutes. To go on, raise --minutes." in said
+
+
+def test_a_later_session_leaves_what_was_timed_as_it_was(studied: Path) -> None:
+    place = studied.parent / "tiny" / "study.json"
+    first = json.loads(place.read_text())
+    commands.run_study(studied)
+    again = json.loads(place.read_text())
+    assert (again["teacher"], again["rate"]) == (first["teacher"], first["rate"])

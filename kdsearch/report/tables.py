@@ -1,5 +1,7 @@
 """Tables on a terminal."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
@@ -8,20 +10,34 @@ from kdsearch.report.study_folder import StudyFolder
 
 COLUMNS = ("", "trial", "accuracy", "ms [95 %]", "faster", "size", "shape", "starts from", "recipe", "divergence")
 WIDE_ENOUGH = 160
+# What a narrow terminal does without, the first of them first.
+SPARED = ("divergence", "starts from", "ms [95 %]", "recipe", "size", "shape")
 
 
 def show_front(folder: StudyFolder, console: Console) -> None:
     """Teacher, baselines and front; ± is one standard error, [ ] a 95 % interval; picks are marked."""
-    table = Table(title=f"{folder.facts['name']}: Pareto front", title_justify="left", caption_justify="left")
-    table.caption = "± one standard error · faster than the teacher timed beside it · * pick"
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("", "starts from", "recipe") else "right", no_wrap=True)
-    for row in rows(folder):
-        table.add_row(*_cells(row), style="bold" if row.picks else "dim" if not row.feasible else None)
     # A log file has no width of its own; a table cut to 80 columns there would be unreadable.
     place = console if console.is_terminal else Console(file=console.file, width=WIDE_ENOUGH)
-    place.print(table)
+    tables = (_table(folder, SPARED[:spared]) for spared in range(len(SPARED) + 1))
+    place.print(next((table for table in tables if _width(table, place) <= place.width), _table(folder, SPARED)))
     console.print(", ".join(f"{number} {name}" for name, number in counts(folder.records).items()), highlight=False)
+
+
+def _width(table: Table, console: Console) -> int:
+    """The columns that a table takes when none is cut."""
+    return console.measure(table, options=console.options.update(max_width=10 * WIDE_ENOUGH)).maximum
+
+
+def _table(folder: StudyFolder, spared: Sequence[str]) -> Table:
+    table = Table(title=f"{folder.facts['name']}: Pareto front", title_justify="left", caption_justify="left")
+    table.caption = "± one standard error · faster: than the teacher timed in turns with it, which makes the front, not ms · * pick"
+    kept = [place for place, column in enumerate(COLUMNS) if column not in spared]
+    for column in (COLUMNS[place] for place in kept):
+        table.add_column(column, justify="left" if column in ("", "starts from", "recipe") else "right", no_wrap=True)
+    for row in rows(folder):
+        cells = _cells(row)
+        table.add_row(*(cells[place] for place in kept), style="bold" if row.picks else "dim" if not row.feasible else None)
+    return table
 
 
 def _cells(row: Row) -> list[str]:
