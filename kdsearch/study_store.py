@@ -69,7 +69,7 @@ def same_as_before(study: optuna.Study, facts: dict[str, Any]) -> None:
 def backend(storage: str) -> optuna.storages.RDBStorage:
     """The storage behind a URL; SQLite waits up to a minute for a lock, and syncs to the disk seldom.
 
-    With a write-ahead log a commit survives the death of the process at a tenth of the time; only the machine's own can take the last ones.
+    With a write-ahead log a commit survives the death of the process without waiting for the disk; only the machine's own takes the last.
     """
     if not storage.startswith("sqlite"):
         return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})

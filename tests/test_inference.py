@@ -6,20 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
 
-from kdsearch import inference, teacher
+from kdsearch import inference
 from kdsearch.distillation.signals import observe
 from kdsearch.errors import UserError
 from kdsearch.machine import accelerator
-from kdsearch.study_file import FineTune, Teacher
 from kdsearch.tasks.batches import collate
 from kdsearch.tasks.pool import Pool
 from tests import tiny
+from tests.teaching import AS_IT_IS, Events, forwards, load
 
 SIGNALS = frozenset({"logits", "hidden.embedding", "hidden.2", "query.3", "key.3", "value.0"})
-TUNED = Teacher(model="model", fine_tune=FineTune(epochs=6, learning_rate=2e-3))
-AS_IT_IS = Teacher(model="model", fine_tune=None)
 
 
 @pytest.fixture(autouse=True)
@@ -32,35 +29,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def rows(tmp_path: Path) -> Pool:
     tiny.save(tmp_path / "model")
     return tiny.rows(tmp_path)
-
-
-class Events(list):
-    """Progress that is kept: (stage, done, total)."""
-
-    def __call__(self, *event: Any) -> None:
-        self.append(event)
-
-    def of(self, stage: str) -> int:
-        return sum(stage in event[0] for event in self)
-
-
-def load(spec: Teacher, base: Path, rows: Pool, seed: int = 0) -> tuple[PreTrainedModel, str, Events]:
-    events = Events()
-    model, key = teacher.load(spec, base, rows, seed, "cpu", events)
-    return model, key, events
-
-
-def forwards(model: PreTrainedModel) -> list[int]:
-    """Grows by one with each forward pass."""
-    seen: list[int] = []
-    model.register_forward_hook(lambda *_: seen.append(1))
-    return seen
-
-
-def cross_entropy(model: PreTrainedModel, rows: Pool) -> float:
-    logits = inference.predict(model, rows.encoded, rows.train, rows.pad_id, "cpu")
-    labels = torch.from_numpy(rows.encoded.labels[rows.train])
-    return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), labels))
 
 
 def test_outputs_are_computed_once_and_then_read(tmp_path: Path, rows: Pool, cache: Path) -> None:

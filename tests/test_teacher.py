@@ -2,7 +2,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
@@ -17,10 +16,9 @@ from kdsearch.study_file import FineTune, Teacher
 from kdsearch.tasks import pool
 from kdsearch.tasks.pool import Pool
 from tests import tiny
+from tests.teaching import AS_IT_IS, load
 
-SIGNALS = frozenset({"logits", "hidden.embedding", "hidden.2", "query.3", "key.3", "value.0"})
 TUNED = Teacher(model="model", fine_tune=FineTune(epochs=6, learning_rate=2e-3))
-AS_IT_IS = Teacher(model="model", fine_tune=None)
 
 
 @pytest.fixture(autouse=True)
@@ -33,29 +31,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def rows(tmp_path: Path) -> Pool:
     tiny.save(tmp_path / "model")
     return tiny.rows(tmp_path)
-
-
-class Events(list):
-    """Progress that is kept: (stage, done, total)."""
-
-    def __call__(self, *event: Any) -> None:
-        self.append(event)
-
-    def of(self, stage: str) -> int:
-        return sum(stage in event[0] for event in self)
-
-
-def load(spec: Teacher, base: Path, rows: Pool, seed: int = 0) -> tuple[PreTrainedModel, str, Events]:
-    events = Events()
-    model, key = teacher.load(spec, base, rows, seed, "cpu", events)
-    return model, key, events
-
-
-def forwards(model: PreTrainedModel) -> list[int]:
-    """Grows by one with each forward pass."""
-    seen: list[int] = []
-    model.register_forward_hook(lambda *_: seen.append(1))
-    return seen
 
 
 def cross_entropy(model: PreTrainedModel, rows: Pool) -> float:
