@@ -105,10 +105,9 @@ def answers(student: PreTrainedModel, bench: objective.Bench, vocabulary: int | 
 def distilled(shape: str, label: str, candidate: Candidate, steps: int, seed: int, bench: objective.Bench) -> Run:
     """Train one student and look at its answers before and after."""
     begin, size = time.perf_counter(), candidate.architecture.vocabulary
-    bench = replace(bench, spec=bench.spec.model_copy(update={"search": bench.spec.search.model_copy(update={"seed": seed})}))
     student = objective.started(candidate, bench, seed)
     key, untrained = weights_key(student, candidate), float(answers(student, bench, size)[0].mean())
-    objective.train(student, candidate, bench, bench.spec.proxy.model_copy(update={"steps": steps}))
+    objective.train(student, candidate, bench, bench.spec.proxy.model_copy(update={"steps": steps}), seed)
     right, divergence = answers(student, bench, size)
     return Run(shape, label, steps, seed, key, untrained, right.astype(int).tolist(), divergence, time.perf_counter() - begin)
 
@@ -127,7 +126,7 @@ def step_seconds(candidate: Candidate, bench: objective.Bench) -> float:
     moments: list[float] = []
     length = bench.spec.proxy.model_copy(update={"steps": TIMED_STEPS})
     student = objective.started(candidate, bench, 0)
-    objective.train(student, candidate, bench, length, lambda stage, done, total: moments.append(time.perf_counter()))
+    objective.train(student, candidate, bench, length, 0, lambda _: moments.append(time.perf_counter()) is None)
     return (moments[-1] - moments[0]) / (len(moments) - 1)
 
 

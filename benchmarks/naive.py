@@ -226,7 +226,7 @@ def kdsearch(params: Params, work: Work) -> Trained:
     bench, proxy = work.bench, work.bench.spec.proxy
     candidate = proposed(work.space, FixedTrial(params))
     student = build(bench.teacher, candidate, work.seed)
-    objective.train(student, candidate, bench, proxy)
+    objective.train(student, candidate, bench, proxy, bench.spec.search.seed)
     logits = inference.predict(student, bench.rows.encoded, bench.rows.validation, bench.rows.pad_id, bench.spec.target.device)
     return logits, *seen(bench.rows, proxy.batch_tokens, proxy.steps, bench.spec.search.seed)[:2]
 

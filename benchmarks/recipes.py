@@ -19,7 +19,7 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -89,18 +89,12 @@ def prepare(path: Path, steps: int) -> objective.Bench:
     return objective.prepare(spec, space, study.base, [], lambda stage, done, total: None)
 
 
-def seeded(bench: objective.Bench, seed: int) -> objective.Bench:
-    """The bench with another order of the rows."""
-    search = bench.spec.search.model_copy(update={"seed": seed})
-    return replace(bench, spec=bench.spec.model_copy(update={"search": search}))
-
-
 def distilled(name: str, start: str, seed: int, recipe: Recipe, bench: objective.Bench) -> Run:
     """Train one student and look at its answers."""
-    begin, bench = time.perf_counter(), seeded(bench, seed)
+    begin = time.perf_counter()
     candidate = candidate_of(recipe, start)
     student = build(bench.teacher, candidate, seed)
-    objective.train(student, candidate, bench, bench.spec.proxy)
+    objective.train(student, candidate, bench, bench.spec.proxy, seed)
     seconds, rows = time.perf_counter() - begin, bench.rows
     logits = inference.predict(student, rows.encoded, rows.measuring, rows.pad_id, bench.spec.target.device)
     right = logits[: len(rows.validation)].argmax(1) == rows.encoded.labels[rows.validation]
@@ -113,7 +107,7 @@ def step_seconds(recipe: Recipe, bench: objective.Bench) -> float:
     length = bench.spec.proxy.model_copy(update={"steps": TIMED_STEPS})
     candidate, moments = candidate_of(recipe, "uniform"), []
     student = build(bench.teacher, candidate, 0)
-    objective.train(student, candidate, bench, length, lambda stage, done, total: moments.append(time.perf_counter()))
+    objective.train(student, candidate, bench, length, 0, lambda _: moments.append(time.perf_counter()) is None)
     return (moments[-1] - moments[0]) / (len(moments) - 1)
 
 

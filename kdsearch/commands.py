@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import AutoConfig
 
-from kdsearch import check, estimate, objective, records, remarks, search, study_store, teacher, workers
+from kdsearch import check, estimate, objective, records, remarks, rungs, search, study_store, teacher, workers
 from kdsearch import export as exporting
 from kdsearch import guideline as guidelines
 from kdsearch.candidate import Candidate, from_dict
@@ -24,6 +24,7 @@ from kdsearch.errors import UserError
 from kdsearch.guesses import guesses
 from kdsearch.machine import accelerator, matrix_product_rate, use_precision
 from kdsearch.objective import Bench
+from kdsearch.order import Order
 from kdsearch.report import dashboard, front, html, study_folder, tables
 from kdsearch.students.baselines import baselines
 from kdsearch.students.families import architecture_of, family_of
@@ -32,6 +33,7 @@ from kdsearch.study_file import Search
 PACKAGES = ("kdsearch-distill", "torch", "transformers", "optuna", "datasets", "accelerate", "scikit-learn", "plotly")
 # What a study's trials depend on: a study is only resumed with these unchanged.
 IDENTITY = ("teacher", "task", "target", "limits", "proxy")
+SEARCHED_WITH = ("seed", "sampler", "random_share", "rungs", "eta", "startup_trials", "baselines")
 
 
 def run_study(path: Path, out: Path | None = None, storage: str | None = None, overrides: dict[str, Any] | None = None) -> Path:
@@ -56,8 +58,8 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
             _write_facts(study, bench, count)
             console.print(_introduction(bench), highlight=False)
 
-            def evaluate(candidate: Candidate, seed: int, anyway: bool) -> records.Measurement:
-                return objective.evaluate(candidate, bench, seed, anyway, display.progress)
+            def evaluate(order: Order) -> records.Measurement:
+                return objective.evaluate(order, bench, display.progress)
 
             around, lesson = _surroundings(study, bench, hand_made), _lesson(study, bench, extra)
             try:
@@ -88,7 +90,7 @@ def rerun_trial(place: Path, trial: int) -> None:
     console = Console(soft_wrap=True)
     with Display(console, study.spec.search) as display:
         bench = objective.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)
-        found = objective.evaluate(candidate, bench, record.seed, True, display.progress)
+        found = objective.evaluate(Order(candidate, record.seed, True), bench, display.progress)
     console.print(
         f"recorded: {line(record)}\n   again: {line(replace(record, measurement=found, duplicate_of=None))}", markup=False, highlight=False
     )
@@ -149,7 +151,7 @@ def default_storage(folder: Path) -> str:
 def fingerprint(study: Study) -> dict[str, Any]:
     """What must not change between the sessions of a study."""
     spec = study.spec.model_dump(mode="json")
-    search_part = {key: spec["search"][key] for key in ("seed", "sampler", "startup_trials", "baselines")}
+    search_part = {key: spec["search"][key] for key in SEARCHED_WITH}
     return {key: spec[key] for key in IDENTITY} | {"space": study.space.content, **search_part}
 
 
@@ -191,6 +193,7 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -
         lambda record: dashboard.note(record, bench.facts),
         hand_made,
         guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
+        rungs.at(study.spec.search.rungs, study.spec.proxy.steps),
     )
 
 

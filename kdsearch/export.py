@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from kdsearch import inference, objective, records
 from kdsearch.candidate import Candidate
-from kdsearch.distillation.loop import Progress
+from kdsearch.distillation.loop import Progress, telling
 from kdsearch.kept import written_aside
 from kdsearch.objective import Bench, scores, silent
 from kdsearch.students.families import longest
@@ -40,7 +40,7 @@ def train(candidate: Candidate, trial: int, seed: int, bench: Bench, folder: Pat
     """
     start, spec = time.perf_counter(), bench.spec
     student = objective.started(candidate, bench, seed)  # the seed of the trial: what is random in the student is the same again
-    objective.train(student, candidate, bench, spec.train, progress)
+    objective.train(student, candidate, bench, spec.train, seed, telling(progress, "distilling", spec.train.steps))
     place = folder / "exports" / str(trial)
     with written_aside(place) as aside:  # an older export of the trial stays whole until this one is
         result = _write(aside, student, candidate, trial, bench, start)

@@ -16,12 +16,13 @@ from kdsearch import calibration, cost, inference, starts, teacher
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.distil import Lesson, TeacherOf, distil
 from kdsearch.distillation.knowledge import shapes_of, teacher_signals
-from kdsearch.distillation.loop import Progress
+from kdsearch.distillation.loop import GoesOn, Progress, always, telling
 from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
 from kdsearch.inference import Outputs
 from kdsearch.machine import accelerator
-from kdsearch.records import COMPLETE, REFUSED, Measurement
+from kdsearch.order import Order
+from kdsearch.records import COMPLETE, REFUSED, STOPPED, Measurement
 from kdsearch.search_space import depths, each_branch, vocabularies
 from kdsearch.space_file import SearchSpace
 from kdsearch.students import reading
@@ -128,16 +129,16 @@ def signals_of(space: SearchSpace, extra: list[Candidate], config: PretrainedCon
     return frozenset(wanted)
 
 
-def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool = False, progress: Progress = silent) -> Measurement:
-    """Cost, limits, build, latency, limits, proxy distillation, scores, limits. ``train_anyway`` trains a yardstick that breaks a limit.
+def evaluate(order: Order, bench: Bench, progress: Progress = silent) -> Measurement:
+    """Cost, limits, build, latency, limits, distillation rung by rung, scores, limits.
 
     What goes wrong in a stage is raised; the search records it and goes on.
     """
-    spec, laps, since = bench.spec, dict[str, float](), time.perf_counter()
+    candidate, laps, since = order.candidate, dict[str, float](), time.perf_counter()
 
     def lap(stage: str) -> None:
         nonlocal since
-        laps[stage], since = time.perf_counter() - since, time.perf_counter()
+        laps[stage], since = laps.get(stage, 0.0) + time.perf_counter() - since, time.perf_counter()
 
     def ended(found: Measurement, **changes: Any) -> Measurement:
         lap("rest")
@@ -146,24 +147,45 @@ def evaluate(candidate: Candidate, bench: Bench, seed: int, train_anyway: bool =
     if impossible := recipe_mistakes(candidate.distillation, shapes_of(candidate.architecture, bench.teacher.config)):
         return ended(Measurement(REFUSED), reason="; ".join(impossible), violations=_violations(Measurement(REFUSED), bench))
     counted = measured_cost(candidate, bench)
-    if (reason := broken(counted, bench)) and not train_anyway:
+    if (reason := broken(counted, bench)) and not order.train_anyway:
         return ended(counted, reason=reason)
     if messages := tokenised_otherwise(candidate, bench):
         return ended(counted, reason="; ".join(messages), violations=(*excess(counted, bench), 1.0))
-    student = started(candidate, bench, seed)
+    student = started(candidate, bench, order.seed)
     lap("building")
     with bench.quiet():
         lap("waiting")
-        timed = _with_latency(counted, measure(student, bench.teacher, spec.target, seed))
+        timed = _with_latency(counted, measure(student, bench.teacher, bench.spec.target, order.seed))
     lap("latency")
     timed = replace(timed, violations=_violations(timed, bench))
-    if (reason := broken(timed, bench)) and not train_anyway:
+    if (reason := broken(timed, bench)) and not order.train_anyway:
         return ended(timed, reason=reason)
-    train(student, candidate, bench, spec.proxy, progress)
+    found = _taught(student, order, timed, bench, lap, progress)
+    return ended(found, violations=_violations(found, bench), reason=found.reason or broken(found, bench))
+
+
+def _taught(
+    student: PreTrainedModel, order: Order, timed: Measurement, bench: Bench, lap: Callable[[str], None], progress: Progress
+) -> Measurement:
+    """Distil until the end or the rung that stops it, and score."""
+    candidate, training, at_rung = order.candidate, order.training or bench.spec.proxy, dict[str, dict[str, float]]()
+
+    def goes_on(step: int) -> bool:
+        if step not in order.rungs.seen:
+            return True
+        lap("training")
+        found = at_rung[str(step)] = scores(student, bench, candidate.architecture.vocabulary)
+        lap("scoring")
+        return order.rungs.goes_on(step, found["divergence"], timed.latency_relative or 1.0)
+
+    steps = train(student, candidate, bench, training, order.seed, telling(progress, "distilling", training.steps, goes_on))
     lap("training")
-    found = replace(timed, state=COMPLETE, **scores(student, bench, candidate.architecture.vocabulary), steps=spec.proxy.steps)
+    if steps < training.steps:
+        reason = f"stopped at step {steps} of {training.steps}: others of its latency are closer to the teacher"
+        return replace(timed, state=STOPPED, **at_rung[str(steps)], steps=steps, rungs=at_rung, reason=reason)
+    found = scores(student, bench, candidate.architecture.vocabulary)
     lap("scoring")
-    return ended(found, violations=_violations(found, bench), reason=broken(found, bench))
+    return replace(timed, state=COMPLETE, **found, steps=steps, rungs=at_rung)
 
 
 def started(candidate: Candidate, bench: Bench, seed: int) -> PreTrainedModel:
@@ -173,18 +195,25 @@ def started(candidate: Candidate, bench: Bench, seed: int) -> PreTrainedModel:
     return build(other, candidate, seed, bench.calibration)
 
 
-def train(student: PreTrainedModel, candidate: Candidate, bench: Bench, training: Training, progress: Progress = silent) -> None:
-    """Distil a built student on the bench, in place.
+def train(
+    student: PreTrainedModel,
+    candidate: Candidate,
+    bench: Bench,
+    training: Training,
+    seed: int,
+    goes_on: GoesOn = always,
+) -> int:
+    """Distil a built student on the bench, in place; the number of steps that were done. The seed decides the order of the rows.
 
     Raises:
         UserError: the recipe compares token by token, and the student tokenises otherwise than the teacher.
     """
     if messages := tokenised_otherwise(candidate, bench):
         raise UserError(messages)
-    spec, own = bench.spec, bench.reading(candidate.architecture.vocabulary)
+    own = bench.reading(candidate.architecture.vocabulary)
     teacher_of = _told_on_its_own_tokens(bench) if own.changed else bench.outputs.batch
-    lesson = Lesson(own.rows, teacher_of, training, spec.search.seed, spec.target.device)
-    distil(student, candidate, shapes_of(candidate.architecture, bench.teacher.config), lesson, progress)
+    lesson = Lesson(own.rows, teacher_of, training, seed, bench.spec.target.device)
+    return len(distil(student, candidate, shapes_of(candidate.architecture, bench.teacher.config), lesson, goes_on))
 
 
 def tokenised_otherwise(candidate: Candidate, bench: Bench) -> list[str]:
@@ -215,13 +244,17 @@ def measured_cost(candidate: Candidate, bench: Bench) -> Measurement:
 
 
 def scores(student: PreTrainedModel, bench: Bench, vocabulary: int | None = None) -> dict[str, float]:
-    """Accuracy on validation, and mean KL(teacher || student) in nats on validation and held-out text, each with its standard error."""
+    """Accuracy on validation, mean KL(teacher || student) in nats on validation and held-out text, each with its standard error, and the
+    labels' log loss on validation."""
     rows, measuring = bench.reading(vocabulary).rows, bench.rows.measuring
     logits = inference.predict(student, rows.encoded, measuring, rows.pad_id, bench.spec.target.device)
     labelled = len(rows.validation)
-    accuracy, accuracy_se = metrics.accuracy(logits[:labelled].argmax(1), rows.encoded.labels[rows.validation])
+    labels = rows.encoded.labels[rows.validation]
+    accuracy, accuracy_se = metrics.accuracy(logits[:labelled].argmax(1), labels)
+    log_loss, _ = metrics.log_loss(logits[:labelled], labels)
     divergence, divergence_se = metrics.mean(metrics.kl(bench.outputs.arrays["logits"][measuring], logits))
-    return {"accuracy": accuracy, "accuracy_se": accuracy_se, "divergence": divergence, "divergence_se": divergence_se}
+    found = {"accuracy": accuracy, "accuracy_se": accuracy_se, "divergence": divergence, "divergence_se": divergence_se}
+    return {**found, "log_loss": log_loss}
 
 
 def excess(found: Measurement, bench: Bench) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-COMPLETE, REFUSED, FAILED = "complete", "refused", "failed"
+COMPLETE, STOPPED, REFUSED, FAILED = "complete", "stopped", "refused", "failed"
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,10 @@ class Measurement:
     """What the objective measured on one candidate; what could not be measured is None.
 
     Units: ``latency_*`` in milliseconds per batch, ``*_relative`` as a ratio to the teacher measured beside it, accuracy in [0, 1],
-    ``divergence`` the mean KL(teacher || student) in nats on held-out text, ``seconds`` of wall time, ``parameters`` and
+    ``divergence`` the mean KL(teacher || student) in nats on held-out text, ``log_loss`` that of the labels on validation, in nats too,
+    ``seconds`` of wall time, ``parameters`` and
     ``flops`` (per forward pass of one batch) as counts, ``bytes`` of the saved weights; ``stages``: which part of ``seconds`` went where.
+    ``rungs``: the scores after so many ``steps``; a trial that was stopped at one has those of its last.
     """
 
     state: str
@@ -29,6 +31,7 @@ class Measurement:
     accuracy_se: float | None = None
     divergence: float | None = None
     divergence_se: float | None = None
+    log_loss: float | None = None
     latency_ms: float | None = None
     latency_ms_low: float | None = None
     latency_ms_high: float | None = None
@@ -41,6 +44,7 @@ class Measurement:
     steps: int = 0
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
+    rungs: dict[str, dict[str, float]] = field(default_factory=dict)
     violations: tuple[float, ...] = ()
     traceback: str | None = None
 
@@ -91,13 +95,18 @@ def measured(evaluate: Callable[..., Measurement], *arguments: Any) -> Measureme
         found = evaluate(*arguments)
         numbers = {name: getattr(found, name) for name in ("accuracy", "latency_relative", "divergence")}
         odd = {name: value for name, value in numbers.items() if value is None or not math.isfinite(value)}
-        if found.state == COMPLETE and odd:
+        if found.state in (COMPLETE, STOPPED) and odd:
             raise ArithmeticError(f"not finite: {', '.join(f'{name} {value}' for name, value in odd.items())}")
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         text = "".join(traceback.format_exception(error))[-4000:]
         return Measurement(FAILED, reason=reason, seconds=time.perf_counter() - start, traceback=text)
     return found
+
+
+def to_line(record: Record) -> str:
+    """A record as a line of ``trials.jsonl``."""
+    return json.dumps(record.to_dict()) + "\n"
 
 
 def read(path: Path) -> list[Record]:
@@ -107,7 +116,7 @@ def read(path: Path) -> list[Record]:
 
 def write(path: Path, records: Iterable[Record]) -> None:
     """All records, one JSON line each, written aside and renamed: a reader never sees half a file."""
-    write_text(path, "".join(json.dumps(record.to_dict()) + "\n" for record in records))
+    write_text(path, "".join(map(to_line, records)))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,83 +1,91 @@
-"""Samplers by name, each blind to what the space cannot express and seeded anew for every ask."""
+"""Samplers by name, seeded anew for every ask, so that a search that was stopped goes on as if it had not been."""
 
-import copy
 import hashlib
-import math
+import importlib
+import inspect
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState
 
+from kdsearch.errors import UserError
 from kdsearch.study_file import Search
-from kdsearch.study_store import place_of
+
+# Up to so many trials that all run to the end, GP found better fronts than TPE (and takes seconds for an ask beyond them).
+MOST_FOR_GP = 100
 
 
-class _Searched(optuna.Study):
-    """A study as a sampler may see it: without its hand-made baselines (they have no parameters, and one such trial leaves GP and NSGA-II
-    no common space), without what was asked later than ``last``, and in the order of the places, whatever was interrupted."""
-
-    last: float
-
-    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[optuna.trial.FrozenTrial]:
-        found = super()._get_trials(deepcopy, states, use_cache)
-        places = [(place_of(trial), trial) for trial in found if "baseline" not in trial.user_attrs]
-        seen = [(place, trial) for place, trial in places if place is not None and place <= self.last]
-        return [trial for _, trial in sorted(seen, key=lambda one: one[0])]
-
-
-class OfTheSpace(BaseSampler):
-    """A sampler that sees only the trials that were sampled from the space, up to a place (as Optuna's HyperbandPruner narrows a study)."""
-
-    def __init__(self, inner: BaseSampler, last: float = math.inf) -> None:
-        self.inner, self.last = inner, last
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: Any) -> dict[str, Any]:  # noqa: D102
-        return self.inner.infer_relative_search_space(self._searched(study), trial)
-
-    def sample_relative(self, study: optuna.Study, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:  # noqa: D102
-        return self.inner.sample_relative(self._searched(study), trial, search_space)
-
-    def sample_independent(self, study: optuna.Study, trial: Any, param_name: str, param_distribution: Any) -> Any:  # noqa: D102
-        return self.inner.sample_independent(self._searched(study), trial, param_name, param_distribution)
-
-    def before_trial(self, study: optuna.Study, trial: Any) -> None:  # noqa: D102
-        self.inner.before_trial(self._searched(study), trial)
-
-    def after_trial(self, study: optuna.Study, trial: Any, state: TrialState, values: Sequence[float] | None) -> None:  # noqa: D102
-        self.inner.after_trial(self._searched(study), trial, state, values)
-
-    def _searched(self, study: optuna.Study) -> optuna.Study:
-        view = copy.copy(study)
-        view.__class__ = _Searched
-        view.last = self.last  # pyright: ignore[reportAttributeAccessIssue] - it is a _Searched now
-        return view
-
-
-def make_sampler(plan: Search, seed: int, unseen: int = 0) -> BaseSampler:
-    """A fresh sampler of the study's kind; the first ``startup_trials`` that are no baselines are random with every kind.
+def sampler_for(plan: Search, place: int, unseen: int = 0) -> BaseSampler:
+    """The sampler for a place of a search: the study's own, or for ``random_share`` of the places chance.
 
     ``unseen``: how many of the trials before this one it does not see yet.
     """
-    startup = max(1, plan.startup_trials - unseen)
+    seed = derived(plan.seed, place)
+    if derived(plan.seed, place, "random") < plan.random_share * 2**32:
+        return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        match plan.sampler:
-            case "tpe":
-                return optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=False, seed=seed)
-            case "nsga2":
-                return optuna.samplers.NSGAIISampler(population_size=max(2, plan.startup_trials), seed=seed)
-            case "gp":
-                inner = optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=False, seed=seed)
-                # The knobs of a branch are not in every trial, so that TPE samples them; that is no accident to be warned of.
-                options: dict[str, Any] = {"independent_sampler": inner, "warn_independent_sampling": False}
-                return optuna.samplers.GPSampler(n_startup_trials=startup, seed=seed, **options)
-            case "random":
-                return optuna.samplers.RandomSampler(seed=seed)
+        return _made(kind(plan), plan, place, seed, max(1, plan.startup_trials - unseen))
 
 
-def derived(seed: int, number: int) -> int:
-    """A 32-bit seed for the ask after ``number`` trials, the same in every session."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:4], "big")
+def kind(plan: Search) -> str:
+    """The sampler's name; of "auto" what it stands for: gp for up to 100 trials without rungs, else tpe."""
+    if plan.sampler != "auto":
+        return plan.sampler
+    return "gp" if not plan.rungs and plan.trials is not None and plan.trials <= MOST_FOR_GP else "tpe"
+
+
+def _made(name: str, plan: Search, place: int, seed: int, startup: int) -> BaseSampler:
+    match name:
+        case "tpe":
+            return optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=False, seed=seed)
+        case "nsga2":
+            return optuna.samplers.NSGAIISampler(population_size=max(2, plan.startup_trials), seed=seed)
+        case "gp":
+            inner = optuna.samplers.TPESampler(n_startup_trials=startup, multivariate=False, seed=seed)
+            # The knobs of a branch are not in every trial, so that TPE samples them; that is no accident to be warned of.
+            options: dict[str, Any] = {"independent_sampler": inner, "warn_independent_sampling": False}
+            return optuna.samplers.GPSampler(n_startup_trials=startup, seed=seed, **options)
+        case "qmc":
+            return _AtPlace(place, plan.seed, seed)
+        case "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+    return imported(name)(seed=seed)
+
+
+class _AtPlace(optuna.samplers.QMCSampler):
+    """Scrambled Sobol points by the place of a trial; Optuna counts asks, and would count one that was interrupted."""
+
+    def __init__(self, place: int, seed: int, own_seed: int) -> None:
+        independent = optuna.samplers.RandomSampler(seed=own_seed)
+        super().__init__(scramble=True, seed=seed, independent_sampler=independent, warn_independent_sampling=False)
+        self.place = place
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: Any) -> dict[str, Any]:
+        """What the first trial was asked for, ended or not; the knobs of other branches are left to chance."""
+        return dict(study.get_trials(deepcopy=False)[0].distributions) if study.get_trials(deepcopy=False) else {}
+
+    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, Any]) -> int:
+        return self.place
+
+
+def imported(name: str) -> type[BaseSampler]:
+    """A sampler of the user's own, by ``module:Class``; it must take a seed.
+
+    Raises:
+        UserError: it cannot be imported, or is none.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"search.sampler: {name} cannot be imported ({error}); give module:Class of an installed package") from None
+    if not (isinstance(found, type) and issubclass(found, BaseSampler)) or "seed" not in inspect.signature(found).parameters:
+        raise UserError(f"search.sampler: {name} is no Optuna sampler that takes a seed; derive it from optuna.samplers.BaseSampler")
+    return found
+
+
+def derived(seed: int, number: int, purpose: str = "") -> int:
+    """A 32-bit seed for the ask after ``number`` trials, the same in every session; another for each purpose."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{number}{purpose}".encode()).digest()[:4], "big")

@@ -7,7 +7,7 @@ derived from it.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,15 +19,19 @@ from optuna.trial import TrialState
 
 from kdsearch import records, search_space, study_store
 from kdsearch.candidate import Candidate, from_dict
+from kdsearch.order import Order
 from kdsearch.records import FAILED, Measurement, Record
-from kdsearch.samplers import OfTheSpace, derived, make_sampler
+from kdsearch.rungs import Rungs
+from kdsearch.samplers import derived, sampler_for
 from kdsearch.space_file import SearchSpace
 from kdsearch.study_file import Search
+from kdsearch.together import together
+from kdsearch.view import OfTheSpace
 
 MOST_DUPLICATES_IN_A_ROW = 100
 # So many asks for each trial beyond the first at once do not wait for a slow one.
 LAG = 2
-Objective = Callable[[Candidate, int, bool], Measurement]
+Objective = Callable[[Order], Measurement]
 
 
 class Watcher(Protocol):
@@ -41,7 +45,7 @@ class Watcher(Protocol):
 @dataclass(frozen=True)
 class Surroundings:
     """What the engine needs besides Optuna: the plan, the domains, the accuracy of guessing, the teacher's FLOPs, the study's folder, a
-    trial's note, and what is tried before chance: whole candidates, and parameters that the sampler completes."""
+    trial's note, what is tried before chance (whole candidates, and parameters that the sampler completes), and the rungs in steps."""
 
     plan: Search
     space: SearchSpace
@@ -51,6 +55,7 @@ class Surroundings:
     note: Callable[[Record], str]
     baselines: dict[str, Candidate] = field(default_factory=dict)
     starts: Sequence[dict[str, Any]] = ()
+    rungs: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -61,20 +66,67 @@ class Asked:
     place: int
     candidate: Candidate
     baseline: str | None
+    rungs: Rungs
 
 
 @dataclass(frozen=True)
 class State:
-    """Records by place, trials that run, and trials that wait for the result of one that runs: it is the same student."""
+    """Records by place, trials that run, and trials that wait for the result of one that runs: it is the same student.
 
-    known: dict[int, Record]
+    ``places`` of the first record of each student by its key, and each record's line of trials.jsonl: neither is made anew at every trial.
+    """
+
+    known: dict[int, Record] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
+    lines: dict[int, str] = field(default_factory=dict)
     running: dict[Future[Measurement], Asked] = field(default_factory=dict)
     held: list[Asked] = field(default_factory=list)
+
+    def keep(self, place: int, record: Record) -> None:
+        """Know a record."""
+        self.known[place], self.lines[place] = record, records.to_line(record)
+        if record.duplicate_of is None:
+            self.places.setdefault(from_dict(record.candidate).key(), place)
+
+    def twin(self, candidate: Candidate) -> Record | None:
+        """The first record of the same student."""
+        place = self.places.get(candidate.key())
+        return None if place is None else self.known[place]
 
     @property
     def open(self) -> list[Asked]:
         """What is asked and not told."""
         return [*self.running.values(), *self.held]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A search while it runs: what it needs, what it knows, who is told, and since when the clock runs."""
+
+    study: optuna.Study
+    around: Surroundings
+    watcher: Watcher
+    clock: Callable[[], float]
+    begin: float
+    state: State = field(default_factory=State)
+
+    def seconds(self) -> float:
+        """Of search so far, in all sessions."""
+        return self.clock() - self.begin
+
+    def settle(self, asked: Asked, record: Record) -> None:
+        """Tell a trial's record to everyone."""
+        around, state = self.around, self.state
+        study_store.tell(self.study, asked.trial, record, around.note(record), around.floor, around.teacher_flops)
+        self.study.set_user_attr(study_store.SECONDS, self.seconds())
+        state.keep(asked.place, record)
+        self.write()
+        self.watcher.found(record, in_order(state.known))
+
+    def write(self) -> None:
+        """trials.jsonl."""
+        lines = self.state.lines
+        records.write_text(self.around.folder / "trials.jsonl", "".join(lines[place] for place in sorted(lines)))
 
 
 def search(
@@ -93,40 +145,50 @@ def search(
         RuntimeError: more failures in a row than the study allows; finished trials are kept.
     """
     study_store.close_interrupted(study)
-    state = State(study_store.stored_records(study))
-    begin = clock() - study.user_attrs.get(study_store.SECONDS, 0.0)
-    seed = derived(around.plan.seed, -1)  # the same for every candidate: equal weights and data order make their difference clearer
-
-    def settle(asked: Asked, record: Record) -> None:
-        study_store.tell(study, asked.trial, record, around.note(record), around.floor, around.teacher_flops)
-        study.set_user_attr(study_store.SECONDS, clock() - begin)
-        state.known[asked.place] = record
-        records.write(around.folder / "trials.jsonl", in_order(state.known))
-        watcher.found(record, in_order(state.known))
-
-    records.write(around.folder / "trials.jsonl", in_order(state.known))
+    run = Session(study, around, watcher, clock, clock() - study.user_attrs.get(study_store.SECONDS, 0.0))
+    state, lag = run.state, 1 + LAG * (at_once - 1)
+    for place, record in study_store.stored_records(study).items():
+        state.keep(place, record)
+    run.write()
     with _hands(at_once) as hands:
         while True:
-            while len(state.running) < at_once and not exhausted(state, around.plan, clock() - begin):
-                asked = _ask(study, around, state, 1 + LAG * (at_once - 1))
+            while len(state.running) < at_once and not exhausted(state, around.plan, run.seconds()):
+                asked = _ask(study, around, state, lag)
                 if asked is None:
                     break
                 watcher.proposed(asked.trial.number, asked.candidate, asked.baseline)
-                if twin := _twin(asked, state.known.values()):
-                    settle(asked, _repeated(asked, twin))
-                elif any(one.candidate.key() == asked.candidate.key() for one in state.running.values()):
-                    state.held.append(asked)
-                else:
-                    state.running[hands.submit(records.measured, objective, asked.candidate, seed, asked.baseline is not None)] = asked
+                _start(run, asked, hands, objective)
             if not state.running:
                 return in_order(state.known)
             for future in wait(state.running, return_when=FIRST_COMPLETED).done:
-                asked = state.running.pop(future)
-                settle(asked, Record(asked.trial.number, asked.candidate.to_dict(), future.result(), seed, asked.baseline))
-                for other in [one for one in state.held if one.candidate.key() == asked.candidate.key()]:
-                    state.held.remove(other)
-                    settle(other, _repeated(other, state.known[asked.place]))
+                _end(run, future)
             _stop_on_failures(in_order(state.known), around.plan)
+
+
+def _start(run: Session, asked: Asked, hands: Executor, objective: Objective) -> None:
+    """Evaluate a candidate; one that is known already, or runs already, is not trained again."""
+    state = run.state
+    if twin := state.twin(asked.candidate):
+        run.settle(asked, _repeated(asked, twin))
+    elif any(one.candidate.key() == asked.candidate.key() for one in state.running.values()):
+        state.held.append(asked)
+    else:
+        state.running[hands.submit(records.measured, objective, _order(asked, _seed(run.around.plan)))] = asked
+
+
+def _end(run: Session, future: Future[Measurement]) -> None:
+    """Tell what was found, also of those that waited for it."""
+    state = run.state
+    asked = state.running.pop(future)
+    run.settle(asked, Record(asked.trial.number, asked.candidate.to_dict(), future.result(), _seed(run.around.plan), asked.baseline))
+    for other in [one for one in state.held if one.candidate.key() == asked.candidate.key()]:
+        state.held.remove(other)
+        run.settle(other, _repeated(other, state.known[asked.place]))
+
+
+def _seed(plan: Search) -> int:
+    """The same for every candidate: equal weights and data order make their difference clearer."""
+    return derived(plan.seed, -1)
 
 
 def in_order(known: dict[int, Record]) -> list[Record]:
@@ -152,10 +214,26 @@ def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> A
         return None
     if not waiting:
         _enqueue_next(study, around)
-    study.sampler = OfTheSpace(make_sampler(around.plan, derived(around.plan.seed, place), lag - 1), place - lag)
+    study.sampler = OfTheSpace(sampler_for(around.plan, place, lag - 1), place - lag, place)
     trial = study.ask()
-    trial.set_user_attr("place", place)
-    return Asked(trial, place, _proposal(trial, around.space), trial.user_attrs.get("baseline"))
+    with together(study):
+        trial.set_user_attr("place", place)
+        candidate = _proposal(trial, around.space)
+    before = [record for other, record in state.known.items() if other <= place - lag]
+    rungs = Rungs(around.plan.eta, {step: _seen_at(step, before) for step in around.rungs})
+    return Asked(trial, place, candidate, trial.user_attrs.get("baseline"), rungs)
+
+
+def _seen_at(step: int, before: Sequence[Record]) -> list[tuple[float, float]]:
+    """Divergence and latency of those that came to a rung; a baseline is a yardstick and a duplicate was never there."""
+    fresh = [record.measurement for record in before if record.baseline is None and record.duplicate_of is None]
+    there = [(found.rungs[str(step)]["divergence"], found.latency_relative) for found in fresh if str(step) in found.rungs]
+    return [(divergence, latency) for divergence, latency in there if latency is not None]
+
+
+def _order(asked: Asked, seed: int) -> Order:
+    yardstick = asked.baseline is not None
+    return Order(asked.candidate, seed, yardstick, Rungs() if yardstick else asked.rungs)
 
 
 def _enqueue_next(study: optuna.Study, around: Surroundings) -> None:
@@ -177,12 +255,6 @@ def _proposal(trial: optuna.Trial, space: SearchSpace) -> Candidate:
     candidate = search_space.suggest(space, trial)
     trial.set_user_attr("candidate", candidate.to_dict())
     return candidate
-
-
-def _twin(asked: Asked, known: Iterable[Record]) -> Record | None:
-    """The first record of the same student."""
-    key = asked.candidate.key()
-    return next((record for record in known if record.duplicate_of is None and from_dict(record.candidate).key() == key), None)
 
 
 def _repeated(asked: Asked, twin: Record) -> Record:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from kdsearch import yaml_file
 from kdsearch.errors import UserError, unknown
@@ -12,6 +12,13 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+SAMPLERS = ["auto", "tpe", "gp", "nsga2", "qmc", "random"]
+
+
+def _sampler(name: str) -> str:
+    if name not in SAMPLERS and ":" not in name:
+        raise ValueError(f"{unknown('sampler', name, SAMPLERS)}, or module:Class")
+    return name
 
 
 class Section(BaseModel):
@@ -112,10 +119,16 @@ class FullTraining(Training):
 class Search(Section):
     """How candidates are proposed, and when the search ends: by minutes of search, or by trials, whichever comes first.
 
+    ``sampler``: auto, tpe, gp, nsga2, qmc, random, or an Optuna sampler of your own as module:Class; ``random_share``: share of the trials
+    that are drawn at random whatever the sampler, so that the guideline can compare.
+    ``rungs``: shares of the proxy's steps after which a trial is stopped unless it is on the front or in the best 1/``eta`` there.
     ``workers``: processes that evaluate side by side; null is one for each core that computes, up to 8, and one on a GPU.
     """
 
-    sampler: Literal["tpe", "nsga2", "gp", "random"] = "tpe"
+    sampler: Annotated[str, AfterValidator(_sampler)] = "auto"
+    random_share: Share = 0.2
+    rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5)
+    eta: Annotated[float, Field(gt=1)] = 2.0
     minutes: Positive = 30
     trials: Count | None = None
     startup_trials: Count = 10

@@ -16,13 +16,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kdsearch import records
 from kdsearch.errors import UserError
-from kdsearch.records import FAILED, Measurement, Record
+from kdsearch.records import FAILED, STOPPED, Measurement, Record
+from kdsearch.together import Storage, together
 
 MADE_BY, SECONDS = "made by", "seconds searched"
 METRICS = ["accuracy", "log latency (relative to the teacher)"]
 MOST_RETRIES = 3
 # What a retry takes over from the trial that was interrupted.
 KEPT = ("baseline", "candidate", "start", "place")
+# What the dashboard has as columns.
+SHOWN = ("state", "accuracy_se", "divergence", "latency_ms", "latency_relative", "parameters", "reason")
 
 
 def open_study(storage: str, name: str, facts: dict[str, Any]) -> optuna.Study:
@@ -66,14 +69,14 @@ def same_as_before(study: optuna.Study, facts: dict[str, Any]) -> None:
         raise UserError(messages)
 
 
-def backend(storage: str) -> optuna.storages.RDBStorage:
+def backend(storage: str) -> Storage:
     """The storage behind a URL; SQLite waits up to a minute for a lock, and syncs to the disk seldom.
 
     With a write-ahead log a commit survives the death of the process without waiting for the disk; only the machine's own takes the last.
     """
     if not storage.startswith("sqlite"):
-        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
-    found = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": 60}})
+        return Storage(storage, engine_kwargs={"pool_pre_ping": True})
+    found = Storage(storage, engine_kwargs={"connect_args": {"timeout": 60}})
     if found.engine.url.database:
         with found.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
@@ -97,7 +100,7 @@ def place_of(trial: FrozenTrial) -> int | None:
 
 def stored_records(study: optuna.Study) -> dict[int, Record]:
     """The record of every finished trial by its place, in order; interrupted trials have none."""
-    finished = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.FAIL])
+    finished = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
     found = {place_of(trial): records.from_dict(trial.user_attrs["record"]) for trial in finished if "record" in trial.user_attrs}
     return {place: found[place] for place in sorted(place for place in found if place is not None)}
 
@@ -136,39 +139,42 @@ def _close(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, record: Record, note: str, floor: float, teacher_flops: float) -> None:
-    """Write all of a trial, its record last, then finish it: after a kill it is told from its record or was never there."""
+    """Write all of a trial at once, then finish it: after a kill it is told from its record or was never there."""
     found = record.measurement
-    if found.violations:
-        # The key that both Optuna's samplers and the dashboard (0.21) read; Trial.set_constraint is invisible to the latter.
-        study._storage.set_trial_system_attr(trial._trial_id, "constraints", list(found.violations))
-    for key in ("accuracy_se", "divergence", "latency_ms", "latency_relative", "parameters", "reason"):
-        if (value := getattr(found, key)) is not None:
-            trial.set_user_attr(key, value)
-    trial.set_user_attr("state", found.state)
-    _save_note(trial, note)
-    trial.set_user_attr("floor", floor)
-    trial.set_user_attr("teacher_flops", teacher_flops)
-    trial.set_user_attr("record", record.to_dict())
+    shown = {key: getattr(found, key) for key in SHOWN}
+    kept = {"floor": floor, "teacher_flops": teacher_flops, "record": record.to_dict()}
+    with together(study):
+        if found.violations:
+            # The key that both Optuna's samplers and the dashboard (0.21) read; Trial.set_constraint is invisible to the latter.
+            study._storage.set_trial_system_attr(trial._trial_id, "constraints", list(found.violations))
+        for key, value in {**shown, **kept}.items():
+            if value is not None:
+                trial.set_user_attr(key, value)
+        _save_note(study, trial, note)
     study.tell(trial, values(record, floor, teacher_flops), state=state(record))
 
 
-def _save_note(trial: optuna.Trial, body: str) -> None:
+def _save_note(study: optuna.Study, trial: optuna.Trial, body: str) -> None:
+    """What optuna_dashboard.save_note writes of a trial that has no note yet; that function reads the notes of all others each time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from optuna_dashboard import save_note  # noqa: PLC0415 - its import warns
-
-        save_note(trial, body)
+        from optuna_dashboard._note import note_ver_key, split_body  # noqa: PLC0415 - its import warns
+    for key, value in {note_ver_key(trial._trial_id): 1, **split_body(body, trial._trial_id)}.items():
+        study._storage.set_study_system_attr(study._study_id, key, value)
 
 
 def state(record: Record) -> TrialState:
     """How Optuna calls a record's state."""
-    return TrialState.FAIL if record.measurement.state == FAILED else TrialState.COMPLETE
+    return {FAILED: TrialState.FAIL, STOPPED: TrialState.PRUNED}.get(record.measurement.state, TrialState.COMPLETE)
 
 
 def values(record: Record, floor: float, teacher_flops: float) -> list[float] | None:
-    """Accuracy and log latency; a refused candidate counts as guessing, at its measured latency, or else at its share of the FLOPs."""
+    """Accuracy and log latency; a refused candidate counts as guessing, at its measured latency, or else at its share of the FLOPs.
+
+    A trial that failed or was stopped has none: Optuna lets it have none.
+    """
     found = record.measurement
-    if found.state == FAILED:
+    if found.state in (FAILED, STOPPED):
         return None
     latency = found.latency_relative or (found.flops or teacher_flops) / teacher_flops
     return [found.accuracy if found.accuracy is not None else floor, math.log(latency)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from kdsearch.distillation.loop import Progress, Schedule, fit
+from kdsearch.distillation.loop import Progress, Schedule, fit, telling
 from kdsearch.distillation.signals import explicit_attention, observe
 from kdsearch.errors import UserError
 from kdsearch.kept import CACHE_VERSION, digest, one_at_a_time, written_aside
@@ -168,7 +168,7 @@ def _fine_tune(model: PreTrainedModel, spec: Teacher, pool: Pool, seed: int, dev
 
     schedule = Schedule(steps, settings.learning_rate, WARMUP)
     with explicit_attention(model), threads(threads_for(model, TRAIN_TOKENS)):
-        fit([model], loss_of, batches, schedule, device, lambda step: progress("fine-tuning the teacher", step, steps))
+        fit([model], loss_of, batches, schedule, device, telling(progress, "fine-tuning the teacher", steps))
     model.requires_grad_(True).cpu()
 
 

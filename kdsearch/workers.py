@@ -25,6 +25,7 @@ from kdsearch import objective
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.loop import Progress
 from kdsearch.machine import cores, use_precision
+from kdsearch.order import Order
 from kdsearch.records import FAILED, Measurement, measured
 from kdsearch.space_file import SearchSpace
 from kdsearch.study_file import StudySpec
@@ -116,7 +117,7 @@ class Workers:
             raise
         return self
 
-    def evaluate(self, candidate: Candidate, seed: int, train_anyway: bool) -> Measurement:
+    def evaluate(self, order: Order) -> Measurement:
         """:func:`kdsearch.objective.evaluate` in the next process that is free.
 
         What it raises there is a failed measurement with its traceback; so is the death of the process, in whose place a new one starts.
@@ -127,7 +128,7 @@ class Workers:
             raise RuntimeError("no worker process is left")
         answer: Any = ("", 0, 0)
         try:
-            worker.connection.send((candidate, seed, train_anyway))
+            worker.connection.send(order)
             while isinstance(answer := worker.connection.recv(), tuple):
                 self.progress(*answer)
         except (EOFError, OSError) as error:
@@ -210,9 +211,9 @@ def _work(connection: Connection, lesson: Lesson, threads: int, folder: Path, nu
         bench = replace(bench, quiet=gate.quiet)
         connection.send(None)
         while True:
-            candidate, seed, train_anyway = connection.recv()
+            order = connection.recv()
             with gate.own:
-                answer = measured(objective.evaluate, candidate, bench, seed, train_anyway, progress)
+                answer = measured(objective.evaluate, order, bench, progress)
             connection.send(answer)
 
 

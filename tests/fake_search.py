@@ -8,9 +8,10 @@ from pathlib import Path
 
 import optuna
 
-from kdsearch import search, search_space, space_file, study_store
+from kdsearch import rungs, search, search_space, space_file, study_store
 from kdsearch.candidate import Candidate
-from kdsearch.records import COMPLETE, REFUSED, Measurement, Record
+from kdsearch.order import Order
+from kdsearch.records import COMPLETE, REFUSED, STOPPED, Measurement, Record
 from kdsearch.space_file import SearchSpace
 from kdsearch.students.baselines import baselines
 from kdsearch.study_file import Search
@@ -18,6 +19,7 @@ from kdsearch.study_file import Search
 SPACE = space_file.load(Path(__file__).parents[1] / "search_spaces" / "encoder.yaml")
 TEACHER = search_space.sample(SPACE, lambda _, domain: search_space._options(domain)[-1]).architecture
 BASELINES = baselines(TEACHER)
+STEPS = 8
 
 
 class Watcher:
@@ -35,42 +37,40 @@ class Watcher:
             print(f"found {record.trial}", flush=True)
 
 
-def objective(candidate: Candidate, seed: int, anyway: bool) -> Measurement:
-    """Accuracy rises with size and is noisy by content; the widest students are refused, a few raise."""
-    shape = candidate.architecture
+def objective(order: Order) -> Measurement:
+    """Accuracy rises with size and is noisy by content; the widest students are refused, a few raise, and rungs may stop the others."""
+    candidate, shape = order.candidate, order.candidate.architecture
     noise = int(hashlib.sha256(candidate.key().encode()).hexdigest()[:4], 16) / 65536
-    if noise > 0.97 and not anyway:
+    if noise > 0.97 and not order.train_anyway:
         raise MemoryError("planted")
     size = shape.layers * shape.width / (6 * 384)
     known = {"latency_relative": size, "latency_ms": 10 * size, "parameters": 1000, "flops": size, "seconds": 1.0}
-    if size > 0.6 and not anyway:
+    if size > 0.6 and not order.train_anyway:
         return Measurement(REFUSED, reason="latency_relative exceeds", violations=(size / 0.6 - 1,), **known)
-    accuracy = 0.5 + 0.3 * size**0.3 + 0.02 * noise
-    return Measurement(
-        COMPLETE,
-        accuracy=accuracy,
-        accuracy_se=0.01,
-        divergence=1 - accuracy,
-        divergence_se=0.01,
-        violations=(size / 0.6 - 1,),
-        steps=5,
-        **known,
-    )
+    accuracy, at_rung = 0.5 + 0.3 * size**0.3 + 0.02 * noise, {}
+    known |= {"accuracy_se": 0.01, "divergence_se": 0.01, "violations": (size / 0.6 - 1,)}
+    for step in order.rungs.seen:
+        early = {"accuracy": accuracy - 0.2 / step, "divergence": 1 - accuracy + 0.2 / step}
+        at_rung[str(step)] = early
+        if not order.rungs.goes_on(step, early["divergence"], size):
+            return Measurement(STOPPED, reason="stopped", steps=step, rungs=at_rung, **early, **known)
+    return Measurement(COMPLETE, accuracy=accuracy, divergence=1 - accuracy, steps=STEPS, rungs=at_rung, **known)
 
 
 def around(folder: Path, plan: Search, baselines: dict[str, Candidate] | None = None, space: SearchSpace = SPACE) -> search.Surroundings:
-    return search.Surroundings(plan, space, 0.5, 1.0, folder, lambda record: f"trial {record.trial}", baselines or {})
+    steps = rungs.at(plan.rungs, STEPS)
+    return search.Surroundings(plan, space, 0.5, 1.0, folder, lambda record: f"trial {record.trial}", baselines or {}, rungs=steps)
 
 
-def slow(candidate: Candidate, seed: int, anyway: bool) -> Measurement:
+def slow(order: Order) -> Measurement:
     """Takes up to 60 ms, by content, so that side by side the ends come in another order than the asks."""
-    time.sleep(int(candidate.key()[:2], 16) / 256 * 0.06)
-    return objective(candidate, seed, anyway)
+    time.sleep(int(order.candidate.key()[:2], 16) / 256 * 0.06)
+    return objective(order)
 
 
 def run(folder: Path, trials: int, sampler: str = "tpe", speaks: bool = False, at_once: int = 1) -> list[Record]:
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Search(sampler=sampler, trials=trials, startup_trials=5, minutes=1000)  # pyright: ignore[reportArgumentType]
+    plan = Search(sampler=sampler, trials=trials, startup_trials=5, minutes=1000)
     study = study_store.open_study(f"sqlite:///{folder / 'study.db'}", "fake", {"space": SPACE.content})
     return search.search(study, around(folder, plan, BASELINES), slow if at_once > 1 else objective, Watcher(speaks), at_once)
 

@@ -10,6 +10,7 @@ from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, 
 from kdsearch.distillation.distil import Lesson
 from kdsearch.distillation.knowledge import view
 from kdsearch.errors import UserError
+from kdsearch.order import Order
 from kdsearch.records import COMPLETE, REFUSED
 from kdsearch.space_file import SearchSpace
 from kdsearch.students.build import build
@@ -69,9 +70,9 @@ def of_size(size: int | None, *knowledge: str) -> Candidate:
 
 
 def test_a_student_of_other_tokens_learns_from_logits_and_pooled_states(spelled: objective.Bench) -> None:
-    found = objective.evaluate(of_size(130, "kd", "rkd", "similarity"), spelled, 0)
+    found = objective.evaluate(Order(of_size(130, "kd", "rkd", "similarity"), 0), spelled)
     assert (found.state, found.reason, found.violations) == (COMPLETE, None, (0.0,))
-    whole = objective.evaluate(of_size(None, "kd"), spelled, 0)
+    whole = objective.evaluate(Order(of_size(None, "kd"), 0), spelled)
     assert (whole.parameters or 0) - (found.parameters or 0) == 12 * (len(tiny.SPELLED) - 130)
     assert spelled.reading(130).changed > 0
     assert spelled.reading(130) is spelled.reading(130)
@@ -79,23 +80,23 @@ def test_a_student_of_other_tokens_learns_from_logits_and_pooled_states(spelled:
 
 def test_what_compares_token_by_token_is_refused_before_training_only_where_tokens_differ(spelled: objective.Bench) -> None:
     told: list[Any] = []
-    found = objective.evaluate(of_size(130, "kd", "hidden_mse"), spelled, 0, True, progress=lambda *event: told.append(event))
+    found = objective.evaluate(Order(of_size(130, "kd", "hidden_mse"), 0, True), spelled, progress=lambda *event: told.append(event))
     assert (found.state, found.violations, told) == (REFUSED, (1.0,), [])
     assert "tried: hidden_mse: compares token by token, and with architecture.vocabulary 130 the student" in (found.reason or "")
     assert f"a vocabulary of at least {spelled.ranking.lossless}" in (found.reason or "")
-    enough = objective.evaluate(of_size(spelled.ranking.lossless, "kd", "hidden_mse"), spelled, 0)
+    enough = objective.evaluate(Order(of_size(spelled.ranking.lossless, "kd", "hidden_mse"), 0), spelled)
     assert (enough.state, spelled.reading(spelled.ranking.lossless).changed) == (COMPLETE, 0)
     student = build(spelled.reading(130).teacher, of_size(130), 0)
     with pytest.raises(UserError, match="hidden_mse: compares token by token"):
-        objective.train(student, of_size(130, "hidden_mse"), spelled, Training(steps=1))
+        objective.train(student, of_size(130, "hidden_mse"), spelled, Training(steps=1), 0)
 
 
 def test_the_teacher_is_asked_about_the_same_rows_on_its_own_tokens(spelled: objective.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     lessons: list[Lesson] = []
-    monkeypatch.setattr(objective, "distil", lambda student, candidate, shapes, lesson, progress: lessons.append(lesson))
+    monkeypatch.setattr(objective, "distil", lambda student, candidate, shapes, lesson, goes_on: lessons.append(lesson) or [])
     for size in (None, 130):
         student = build(spelled.reading(size).teacher, of_size(size), 0)
-        objective.train(student, of_size(size, "rkd"), spelled, Training(steps=1, batch_tokens=256))
+        objective.train(student, of_size(size, "rkd"), spelled, Training(steps=1, batch_tokens=256), 0)
     rows = spelled.rows.train[:6]
     batches = [collate(one.rows.encoded, rows, one.rows.pad_id, torch.device("cpu")) for one in lessons]
     assert batches[1].attention_mask.sum() > batches[0].attention_mask.sum()  # smaller pieces
@@ -112,7 +113,7 @@ def narrow(recipe: Recipe) -> Candidate:
 
 
 def test_a_candidate_is_measured_trained_and_scored(bench: objective.Bench) -> None:
-    found = objective.evaluate(narrow(Recipe("kd", 0.5, (Term("kd"),))), bench, seed=0)
+    found = objective.evaluate(Order(narrow(Recipe("kd", 0.5, (Term("kd"),))), 0), bench)
     assert (found.state, found.reason, found.steps) == (COMPLETE, None, 4)
     assert found.accuracy is not None
     assert 0 <= found.accuracy <= 1
@@ -129,11 +130,11 @@ def test_a_candidate_is_measured_trained_and_scored(bench: objective.Bench) -> N
 def test_what_breaks_a_limit_is_refused_untrained_unless_it_is_a_yardstick(bench: objective.Bench, limits: Limits) -> None:
     bench = replace(bench, spec=bench.spec.model_copy(update={"limits": limits}))
     candidate, told = narrow(Recipe("kd", 0.5, (Term("kd"),))), []
-    found = objective.evaluate(candidate, bench, 0, progress=lambda *event: told.append(event))
+    found = objective.evaluate(Order(candidate, 0), bench, progress=lambda *event: told.append(event))
     assert (found.state, found.accuracy, told) == (REFUSED, None, [])
     assert found.reason is not None
     assert "exceeds the limit" in found.reason
-    yardstick = objective.evaluate(candidate, bench, 0, train_anyway=True)
+    yardstick = objective.evaluate(Order(candidate, 0, True), bench)
     assert yardstick.state == COMPLETE
     assert max(yardstick.violations) > 0
 
@@ -141,7 +142,7 @@ def test_what_breaks_a_limit_is_refused_untrained_unless_it_is_a_yardstick(bench
 def test_a_recipe_that_these_two_models_cannot_use_is_refused_before_anything_is_built(bench: objective.Bench) -> None:
     told = []
     impossible = narrow(Recipe("heads", 0.5, (Term("minilmv2", knobs=(("relation_heads", 5),)),)))
-    found = objective.evaluate(impossible, bench, 0, progress=lambda *event: told.append(event))
+    found = objective.evaluate(Order(impossible, 0), bench, progress=lambda *event: told.append(event))
     assert (found.state, found.accuracy, found.latency_ms, told) == (REFUSED, None, None, [])
     assert found.reason is not None
     assert "relation_heads must divide the student's hidden size; got 5 for 12" in found.reason
@@ -159,7 +160,7 @@ def test_too_little_accuracy_breaks_a_limit_after_training(bench: objective.Benc
     for share in (0.01, 1.0):
         bench.facts["teacher"]["accuracy"] = 1.0
         limited = replace(bench, spec=bench.spec.model_copy(update={"limits": Limits(latency_ms=1e6, accuracy_relative=share)}))
-        found[share] = objective.evaluate(candidate, limited, 0)
+        found[share] = objective.evaluate(Order(candidate, 0), limited)
         assert found[share].state == COMPLETE
         assert len(found[share].violations) == 2
     assert max(found[0.01].violations) < 0
@@ -172,9 +173,19 @@ def test_both_stages_of_a_recipe_are_trained(bench: objective.Bench) -> None:
     """The head learns in the second stage only, the layers in both."""
     recipe = Recipe("stages", 1.0, (Term("hidden_mse", 1.0, (("matching", "last_only"),)),), switch=0.5)
     heads = []
+
+    def keep(_: int) -> bool:
+        heads.append(student.classifier.weight.clone())
+        return True
+
     student = build(bench.teacher, narrow(recipe), 0)
     objective.train(
-        student, narrow(recipe), bench, Training(steps=4, batch_tokens=256), lambda *_: heads.append(student.classifier.weight.clone())
+        student,
+        narrow(recipe),
+        bench,
+        Training(steps=4, batch_tokens=256),
+        0,
+        keep,
     )
     first, second, third, fourth = heads
     assert torch.equal(first, second)

@@ -14,8 +14,9 @@ import pytest
 from kdsearch import records, search, space_file, study_store
 from kdsearch.candidate import from_dict
 from kdsearch.records import COMPLETE, FAILED, REFUSED, Measurement
-from kdsearch.samplers import OfTheSpace, make_sampler
+from kdsearch.samplers import sampler_for
 from kdsearch.study_file import Search
+from kdsearch.view import OfTheSpace
 from tests import fake_search
 from tests.fake_search import quiet_load
 
@@ -62,7 +63,7 @@ def test_killed_at_random_moments_it_ends_as_the_uninterrupted_search(tmp_path: 
     assert all(trial.state == optuna.trial.TrialState.FAIL and "interrupted" in trial.user_attrs["reason"] for trial in interrupted)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "qmc", "random", "optuna.samplers:TPESampler"])
 def test_resumed_search_equals_the_uninterrupted_one(tmp_path: Path, sampler: str) -> None:
     whole = fake_search.run(tmp_path / "whole", 14, sampler)
     for trials in (2, 7, 8, 14):
@@ -114,9 +115,9 @@ def test_a_candidate_is_not_trained_twice(tmp_path: Path) -> None:
     )
     trained = []
 
-    def count(candidate, seed, anyway):
-        trained.append(candidate.key())
-        return fake_search.objective(candidate, seed, anyway)
+    def count(order):
+        trained.append(order.candidate.key())
+        return fake_search.objective(order)
 
     study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
     found = search.search(study, fake_search.around(tmp_path, Search(trials=15, minutes=1000), space=space), count, fake_search.Watcher())
@@ -145,13 +146,13 @@ def test_an_exhausted_space_ends_the_search(tmp_path: Path) -> None:
 def test_failing_trials_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
     calls = []
 
-    def sometimes(candidate, seed, anyway):
-        calls.append(candidate)
+    def sometimes(order):
+        calls.append(order)
         if len(calls) == 2:
             raise MemoryError("out of memory, says the test")
         if len(calls) == 4:
             return Measurement(COMPLETE, accuracy=float("nan"), latency_relative=0.5)
-        return fake_search.objective(candidate, seed, True)
+        return fake_search.objective(replace(order, train_anyway=True))
 
     study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
     found = search.search(study, fake_search.around(tmp_path, Search(trials=8, minutes=1000)), sometimes, fake_search.Watcher())
@@ -163,7 +164,7 @@ def test_failing_trials_are_recorded_and_the_search_goes_on(tmp_path: Path) -> N
 
 
 def test_too_many_failures_in_a_row_stop_the_search_and_keep_what_was_found(tmp_path: Path) -> None:
-    def broken(candidate, seed, anyway):
+    def broken(order):
         raise ValueError("always")
 
     study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
@@ -195,7 +196,7 @@ def test_baselines_leave_the_model_based_samplers_a_common_space(tmp_path: Path,
     fake_search.run(tmp_path, 10, sampler)
     study = quiet_load(tmp_path)
     assert sum("baseline" in trial.user_attrs for trial in study.trials) == 3
-    wrapped = OfTheSpace(make_sampler(Search(sampler=sampler, startup_trials=5), 0))  # pyright: ignore[reportArgumentType]
+    wrapped = OfTheSpace(sampler_for(Search(sampler=sampler, startup_trials=5, random_share=0), 0))
     common = wrapped.infer_relative_search_space(study, study.trials[-1])
     assert {"architecture.layers", "architecture.heads", "distillation", "training.learning_rate"} <= set(common)
 
@@ -203,9 +204,9 @@ def test_baselines_leave_the_model_based_samplers_a_common_space(tmp_path: Path,
 def test_the_budget_is_shared_by_all_sessions(tmp_path: Path) -> None:
     now = [100.0]
 
-    def a_second_each(*arguments):
+    def a_second_each(order):
         now[0] += 1
-        return fake_search.objective(*arguments)
+        return fake_search.objective(order)
 
     for minutes, trials in ((3 / 60, 3), (5 / 60, 5), (5 / 60, 5)):
         study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
@@ -226,9 +227,9 @@ def test_side_by_side_it_proposes_the_same_whatever_ends_first(tmp_path: Path, s
 def test_side_by_side_as_many_run_as_may(tmp_path: Path) -> None:
     together = threading.Barrier(3, timeout=60)
 
-    def busy(candidate, seed, anyway):
+    def busy(order):
         together.wait()  # three at a time, or never
-        return fake_search.objective(candidate, seed, True)
+        return fake_search.objective(replace(order, train_anyway=True))
 
     study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
     plan = Search(trials=9, minutes=1000, sampler="random")
@@ -248,9 +249,9 @@ def test_a_student_that_is_running_is_not_trained_beside_itself(tmp_path: Path) 
     space = space_file.parse({"architecture": {"layers": {"int": [1, 2]}, "heads": 2, "head_size": 16, "ffn_ratio": 1}})
     trained = []
 
-    def count(candidate, seed, anyway):
-        trained.append(candidate.key())
-        return fake_search.slow(candidate, seed, anyway)
+    def count(order):
+        trained.append(order.candidate.key())
+        return fake_search.slow(order)
 
     study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
     plan = Search(trials=9, minutes=1000, sampler="random")

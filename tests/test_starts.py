@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, DistilBertConfig, P
 from kdsearch import check, commands, objective, records, search_space, starts
 from kdsearch.candidate import Architecture, Candidate, Initialization
 from kdsearch.errors import UserError
+from kdsearch.order import Order
 from kdsearch.students import vocabulary
 from tests import tiny
 
@@ -56,7 +57,7 @@ def test_a_pre_trained_model_of_the_student_s_shape_is_the_student(folder: Path)
     torch.testing.assert_close(logits(objective.started(candidate, bench, 0)), logits(model), rtol=0, atol=0)
     other = Candidate(Architecture(**OWN), Initialization("uniform", model="small"))
     assert not torch.equal(logits(objective.started(other, bench, 0)), logits(model))
-    assert objective.evaluate(candidate, bench, 0).state == records.COMPLETE
+    assert objective.evaluate(Order(candidate, 0), bench).state == records.COMPLETE
 
 
 def test_a_larger_one_is_cut_and_a_base_model_gets_a_head(folder: Path) -> None:

@@ -36,7 +36,7 @@ def test_three_keys_are_enough_and_the_file_gives_the_name(tmp_path: Path) -> No
     spec = study_file.load(tiny.write_yaml(tmp_path / "polarity.yaml", SMALLEST))
     assert spec.name == "polarity"
     assert spec.teacher.fine_tune is not None
-    assert spec.search.sampler == "tpe"
+    assert spec.search.sampler == "auto"
 
 
 def test_a_teacher_is_not_fine_tuned_when_the_study_says_null(tmp_path: Path) -> None:
@@ -58,7 +58,10 @@ def test_a_teacher_is_not_fine_tuned_when_the_study_says_null(tmp_path: Path) ->
         ({"search": {"trials": "12"}}, r"search\.trials: .*integer; the value is '12' \(str\)"),
         ({"search": {"trials": 2.5}}, r"search\.trials: .*integer.*; the value is 2\.5 \(float\)"),
         ({"search": {"trials": True}}, r"search\.trials: .*integer; the value is True \(bool\)"),
-        ({"search": {"sampler": "tpee"}}, r"search\.sampler: .*'tpe', 'nsga2', 'gp' or 'random'; the value is 'tpee'"),
+        (
+            {"search": {"sampler": "tpee"}},
+            r"search\.sampler: .*'tpee'; did you mean 'tpe'\?.*, or module:Class; the value is 'tpee'",
+        ),
         ({"search": {"minutes": 0}}, r"search\.minutes: .*greater than 0; the value is 0"),
         ({"search": None}, r"search: .*; the value is None"),
         ({"limits": {"latency_relative": "0.6"}}, r"limits\.latency_relative: .*number; the value is '0\.6' \(str\)"),

@@ -5,6 +5,7 @@ import pytest
 
 from kdsearch import records, search_space, study_store
 from kdsearch.errors import UserError
+from kdsearch.order import Order
 from kdsearch.records import COMPLETE, FAILED, Measurement
 from tests import fake_search
 from tests.fake_search import quiet_load
@@ -15,7 +16,7 @@ def test_a_trial_killed_between_its_record_and_its_end_is_told_not_run_again(tmp
     study = quiet_load(tmp_path)
     trial = study.ask()
     candidate = search_space.suggest(fake_search.SPACE, trial)
-    record = records.Record(trial.number, candidate.to_dict(), fake_search.objective(candidate, 0, True), 0)
+    record = records.Record(trial.number, candidate.to_dict(), fake_search.objective(Order(candidate, 0, True)), 0)
     for key, value in (
         ("place", 4),
         ("candidate", candidate.to_dict()),

@@ -14,6 +14,7 @@ import pytest
 from kdsearch import objective, space_file, workers
 from kdsearch.candidate import Candidate, Recipe, Term, Training
 from kdsearch.machine import accelerator
+from kdsearch.order import Order
 from kdsearch.records import COMPLETE, FAILED
 from kdsearch.study_file import StudySpec
 from kdsearch.workers import Gate, Lesson, Workers
@@ -51,10 +52,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_a_worker_finds_what_is_found_without_one(bench: objective.Bench, lesson: Lesson) -> None:
     candidates = [KD, replace(KD, training=Training(2e-3)), replace(KD, architecture=tiny.narrower(layers=1))]
     with Workers(lesson, 2) as crew, ThreadPoolExecutor(3) as threads:
-        found = list(threads.map(lambda candidate: crew.evaluate(candidate, 5, False), candidates))
+        found = list(threads.map(lambda candidate: crew.evaluate(Order(candidate, 5)), candidates))
     assert [one.state for one in found] == [COMPLETE] * 3
     for candidate, one in zip(candidates, found, strict=True):
-        alone = objective.evaluate(candidate, bench, 5)
+        alone = objective.evaluate(Order(candidate, 5), bench)
         assert (one.accuracy, one.divergence, one.parameters) == (alone.accuracy, alone.divergence, alone.parameters)
         assert one.latency_relative is not None
 
@@ -62,12 +63,12 @@ def test_a_worker_finds_what_is_found_without_one(bench: objective.Bench, lesson
 def test_a_killed_worker_fails_its_trial_alone_and_is_replaced(lesson: Lesson) -> None:
     told = []
     with Workers(endless(lesson), 1, lambda *event: told.append(event)) as crew, ThreadPoolExecutor(1) as threads:
-        first = threads.submit(crew.evaluate, KD, 0, False)
+        first = threads.submit(crew.evaluate, Order(KD, 0))
         wait_for(lambda: bool(told))
         crew.lesson = lesson  # the next process has a few steps only
         os.kill(crew.all[0].process.pid or 0, signal.SIGKILL)
         lost = first.result(timeout=120)
-        assert crew.evaluate(KD, 0, False).state == COMPLETE
+        assert crew.evaluate(Order(KD, 0)).state == COMPLETE
     assert lost.state == FAILED
     assert "SIGKILL" in (lost.reason or "")
     assert lost.seconds > 0
@@ -79,7 +80,7 @@ def test_the_end_stops_what_runs_and_starts_nothing(lesson: Lesson, monkeypatch:
     monkeypatch.setattr(Workers, "_started", lambda crew, number: started.append(number) or start(crew, number))
     with ThreadPoolExecutor(2) as threads:
         with Workers(endless(lesson), 1, lambda *event: told.append(event)) as crew:
-            running = [threads.submit(crew.evaluate, replace(KD, training=Training(rate)), 0, False) for rate in (1e-3, 2e-3)]
+            running = [threads.submit(crew.evaluate, Order(replace(KD, training=Training(rate)), 0)) for rate in (1e-3, 2e-3)]
             wait_for(lambda: bool(told))  # one runs, one waits
         assert all(isinstance(one.exception(timeout=120), RuntimeError) for one in running)
     assert started == [0]
@@ -94,8 +95,8 @@ def test_a_worker_that_cannot_load_is_told_before_any_trial(lesson: Lesson) -> N
 
 def test_what_a_worker_raises_is_its_trial_s_reason(lesson: Lesson) -> None:
     with Workers(lesson, 1) as crew:
-        found = crew.evaluate(replace(KD, training=Training(1e30)), 0, False)
-        assert crew.evaluate(KD, 0, False).state == COMPLETE
+        found = crew.evaluate(Order(replace(KD, training=Training(1e30)), 0))
+        assert crew.evaluate(Order(KD, 0)).state == COMPLETE
     assert found.state == FAILED
     assert (found.reason or "").startswith("DivergedError")
     assert "in fit" in (found.traceback or "")

@@ -17,6 +17,7 @@ from benchmarks.peer_parts.inputs import SPACE
 from benchmarks.peer_parts.loop import SCRIPTS, one_thread
 from kdsearch import commands, search, space_file, study_store
 from kdsearch.candidate import Candidate
+from kdsearch.order import Order
 from kdsearch.records import COMPLETE, Measurement, Record
 from kdsearch.study_file import Search
 
@@ -33,9 +34,9 @@ class Silence:
         """A trial is over."""
 
 
-def nothing(candidate: Candidate, seed: int, anyway: bool) -> Measurement:
+def nothing(order: Order) -> Measurement:
     """Values by chance, at once."""
-    size = candidate.architecture.layers * candidate.architecture.width / 2304
+    size = order.candidate.architecture.layers * order.candidate.architecture.width / 2304
     known = {"accuracy_se": 0.01, "divergence": 0.1, "divergence_se": 0.01, "latency_ms": 10 * size, "parameters": 1000, "flops": size}
     return Measurement(COMPLETE, accuracy=0.5 + random.random() / 2, latency_relative=size, seconds=0.0, steps=1, **known)
 

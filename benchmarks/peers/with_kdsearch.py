@@ -5,7 +5,6 @@ python with_kdsearch.py INPUTS
 
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,11 @@ def train(bench: objective.Bench, inputs: Inputs, job: dict[str, Any]) -> tuple[
     """One job; the seed decides the order of the rows, the student's weights are those of every job."""
     start, described = time.perf_counter(), inputs.told["students"][job["student"]]["candidate"]
     described = {**described, "training": {"learning_rate": job["learning_rate"]}}
-    search = bench.spec.search.model_copy(update={"seed": job["seed"]})
     proxy = bench.spec.proxy.model_copy(update={"steps": job["steps"]})
-    bench = replace(bench, spec=bench.spec.model_copy(update={"search": search, "proxy": proxy}))
     candidate = from_dict(described)
     student = objective.started(candidate, bench, 0)
     with Meter(student) as meter:
-        objective.train(student, candidate, bench, bench.spec.proxy)
+        objective.train(student, candidate, bench, proxy, job["seed"])
     return student, meter.told(start)
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.composition import Composition
 from kdsearch.distillation.knowledge import Shapes
-from kdsearch.distillation.loop import Progress, Schedule, fit
+from kdsearch.distillation.loop import GoesOn, Schedule, always, fit
 from kdsearch.distillation.signals import explicit_attention, observe
 from kdsearch.machine import accelerator, threads, threads_for
 from kdsearch.students.families import family_of
@@ -33,8 +33,8 @@ class Lesson:
     device: str
 
 
-def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesson: Lesson, progress: Progress) -> list[float]:
-    """Train the student in place, dropout off; the loss of every step.
+def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesson: Lesson, goes_on: GoesOn = always) -> list[float]:
+    """Train the student in place, dropout off; the loss of every step. ``goes_on`` is asked after each whether it is worth the next.
 
     The seed decides the order of the rows, which is the same for every candidate. Word embeddings stay as they are unless
     ``training.train_embeddings``: they are most of a small student's parameters and what it inherits from the teacher.
@@ -63,7 +63,7 @@ def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesso
             batches(lesson, share),
             schedule,
             lesson.device,
-            lambda step: progress("distilling", step, training.steps),
+            goes_on,
         )
     student.requires_grad_(True)
     return losses

@@ -12,10 +12,26 @@ from kdsearch.tasks.batches import Batch
 
 WEIGHT_DECAY, LARGEST_GRADIENT = 0.01, 1.0
 Progress = Callable[[str, int, int], None]
+GoesOn = Callable[[int], bool]
 
 
 class DivergedError(RuntimeError):
     """The loss became NaN or infinite."""
+
+
+def always(step: int) -> bool:
+    """To the end."""
+    return True
+
+
+def telling(progress: Progress, stage: str, steps: int, goes_on: GoesOn = always) -> GoesOn:
+    """The same, after each step of the stage is shown as progress."""
+
+    def told(step: int) -> bool:
+        progress(stage, step, steps)
+        return goes_on(step)
+
+    return told
 
 
 @dataclass(frozen=True)
@@ -33,11 +49,11 @@ def fit(
     batches: Iterator[Batch],
     schedule: Schedule,
     device: str,
-    on_step: Callable[[int], None],
+    goes_on: GoesOn,
 ) -> list[float]:
     """Minimise the mean of ``loss_of(batch, step)`` [batch] with AdamW, linear warm-up and linear decay; the losses, one per step.
 
-    Parameters that do not require a gradient stay as they are.
+    Parameters that do not require a gradient stay as they are. ``goes_on`` is asked after each step how many are done; at no it ends there.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -59,7 +75,8 @@ def fit(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        on_step(step + 1)
+        if not goes_on(step + 1):
+            break
     return losses
 
 

@@ -16,6 +16,11 @@ def mean(values: np.ndarray) -> tuple[float, float]:
     return float(np.mean(values)), spread / float(np.sqrt(len(values)))
 
 
+def log_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Mean of -log softmax(logits)[label] over the rows, in nats, and its standard error."""
+    return mean(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels])
+
+
 def kl(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
     """KL(softmax(teacher) || softmax(student)) of each row of logits [rows, classes], in nats: 0 where they agree."""
     log_p, log_q = log_softmax(teacher.astype(np.float64), axis=1), log_softmax(student.astype(np.float64), axis=1)

@@ -12,6 +12,7 @@ from kdsearch.candidate import Candidate, Initialization, Recipe, Term, Training
 from kdsearch.distillation.composition import Composition
 from kdsearch.distillation.distil import Lesson, batches, distil
 from kdsearch.distillation.knowledge import Shapes
+from kdsearch.distillation.loop import telling
 from kdsearch.distillation.signals import observe
 from kdsearch.inference import predict
 from kdsearch.students.build import build
@@ -39,7 +40,8 @@ def trained(rows: Pool, recipe: Recipe = KD, length: Length = LENGTH, seed: int 
     candidate = Candidate(tiny.narrower(), Initialization("uniform"), recipe, Training(3e-3))
     student = build(TEACHER, candidate, seed=0)
     shapes, told = Shapes(candidate.architecture, tiny.SHAPE, 2), []
-    losses = distil(student, candidate, shapes, Lesson(rows, ask_teacher, length, seed, "cpu"), lambda *event: told.append(event))
+    after = telling(lambda *event: told.append(event), "distilling", length.steps)
+    losses = distil(student, candidate, shapes, Lesson(rows, ask_teacher, length, seed, "cpu"), after)
     return student, losses, told
 
 
@@ -122,7 +124,7 @@ def test_labels_alone_take_no_text_without_labels_and_no_word_of_the_teacher(row
     candidate = Candidate(tiny.narrower(), distillation=Recipe("no-kd", 1.0))
     student = build(TEACHER, candidate, seed=0)
     lesson = Lesson(rows, refuse, LENGTH.model_copy(update={"steps": 5}), 0, "cpu")
-    distil(student, candidate, Shapes(tiny.narrower(), tiny.SHAPE, 2), lesson, lambda *_: None)
+    distil(student, candidate, Shapes(tiny.narrower(), tiny.SHAPE, 2), lesson)
     assert {signals for signals, _ in asked} == {frozenset()}
     assert all((labels >= 0).all() for _, labels in asked)
 

@@ -1,0 +1,175 @@
+"""Recorded learning curves as an objective that costs nothing: what any candidate of the space would have had, step by step.
+
+The space is continuous and the curves are some hundred points of it, so that a model stands between: Gaussian processes over the
+candidate's architecture, start, recipe and learning rate, one for the logit of the accuracy and one for the logarithm of the divergence,
+each for all recorded numbers of steps at once. Their mean is taken for the truth; what a candidate is *observed* to have is the truth plus
+the leave-one-out residual curve of one of the recorded candidates, which one its content decides. So observations are as noisy as real
+ones were, and early ones agree with late ones as real ones did. Latency is a sum over blocks (a least-squares fit in relative terms).
+
+How good the model is stands in the table that benchmarks/search.py writes.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.trial import FixedTrial
+from scipy.special import expit, logit
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+from kdsearch import search_space
+from kdsearch.candidate import Architecture, Candidate
+from kdsearch.space_file import SearchSpace
+
+Array = NDArray[np.float64]
+LAYERS, WIDTHS = ("random", "first", "last", "uniform"), ("slice", "importance", "pca")
+
+
+def features(candidate: Candidate) -> list[float]:
+    """What the models know of a candidate; a knob that its recipe does not have is 0."""
+    shape, start, recipe = candidate.architecture, candidate.initialization, candidate.distillation
+    knobs = {name: value for term in recipe.terms for name, value in term.knobs}
+    weights = [term.weight for term in recipe.terms if term.knowledge != "kd"]
+    numbers = [
+        shape.layers,
+        math.log(shape.layers),
+        math.log(shape.width),
+        shape.heads,
+        shape.head_size,
+        math.log2(shape.ffn_ratio),
+        math.log(shape.layers * (4 * shape.width**2 + 2 * shape.width * shape.ffn)),
+        float(shape.vocabulary is None),
+        math.log(candidate.training.learning_rate),
+        recipe.hard_weight,
+        math.log(knobs.get("temperature", 1.0)),
+        math.log(weights[0]) if weights else 0.0,
+        float(knobs.get("matching") == "uniform"),
+        math.log2(knobs.get("relation_heads", 1)),
+    ]
+    named = [*(start.layers == name for name in LAYERS), *(start.width == name for name in WIDTHS)]
+    return [*numbers, *map(float, named), *(float(recipe.name == name) for name in ("none", "kd", "hidden_mse", "minilmv2"))]
+
+
+def blocks(shape: Architecture) -> list[float]:
+    """What latency is a sum of: a constant, the width, and for each layer a constant, its width and its matrix products."""
+    layers, width = shape.layers, shape.width
+    return [1.0, width, layers, layers * width, layers * width**2, layers * width * shape.ffn, layers * shape.heads]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a replayed training shows: scores after each recorded number of steps, and the accuracy that it really has at the end."""
+
+    steps: tuple[int, ...]
+    accuracy: Array
+    divergence: Array
+    latency: float
+    truth: float
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The recorded trainings of a study, and the models of them."""
+
+    rows: Sequence[dict[str, Any]]
+    space: SearchSpace
+    steps: int
+
+    @staticmethod
+    def read(path: Path, space: SearchSpace, steps: int) -> "Replay":
+        """The proxy trainings of ``steps`` steps that a file has."""
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return Replay([row for row in rows if row["kind"] == "proxy" and row["of"] == steps], space, steps)
+
+    @cached_property
+    def trained(self) -> list[dict[str, Any]]:
+        """Those that were trained to the end."""
+        return [row for row in self.rows if row["state"] == "complete"]
+
+    @cached_property
+    def marks(self) -> tuple[int, ...]:
+        """The numbers of steps at which every training was scored."""
+        return tuple(sorted(int(step) for step in self.trained[0]["curve"]))
+
+    def candidate(self, row: dict[str, Any]) -> Candidate:
+        """The candidate of a row."""
+        return search_space.suggest(self.space, FixedTrial(row["params"]))
+
+    @cached_property
+    def scale(self) -> tuple[Array, Array]:
+        """Mean and spread of the features."""
+        raw = np.array([features(self.candidate(row)) for row in self.trained])
+        return raw.mean(0), np.maximum(raw.std(0), 1e-9)
+
+    def inputs(self, candidates: Sequence[Candidate]) -> Array:
+        """Features, scaled."""
+        middle, spread = self.scale
+        return (np.array([features(candidate) for candidate in candidates]) - middle) / spread
+
+    def recorded(self, name: str) -> Array:
+        """Scores [trained, marks]."""
+        return np.array([[row["curve"][str(step)][name] for step in self.marks] for row in self.trained])
+
+    @cached_property
+    def models(self) -> dict[str, "Model"]:
+        """Of the logit of the accuracy, and of the logarithm of the divergence."""
+        x = self.inputs([self.candidate(row) for row in self.trained])
+        return {"accuracy": fitted(x, logit(self.recorded("accuracy"))), "divergence": fitted(x, np.log(self.recorded("divergence")))}
+
+    @cached_property
+    def latency_weights(self) -> Array:
+        """Least squares of the latency relative to the teacher, in relative terms."""
+        timed = [row for row in self.rows if row["latency"]]
+        terms = np.array([blocks(self.candidate(row).architecture) for row in timed])
+        latency = np.array([row["latency"] for row in timed])
+        return np.linalg.lstsq(terms / latency[:, None], np.ones(len(timed)), rcond=None)[0]
+
+    def latency(self, shape: Architecture) -> float:
+        """Latency relative to the teacher."""
+        return max(float(np.dot(blocks(shape), self.latency_weights)), 1e-3)
+
+    def curve(self, candidate: Candidate) -> Curve:
+        """What a candidate's training shows; the same at every call."""
+        which = int(hashlib.sha256(candidate.key().encode()).hexdigest()[:8], 16) % len(self.trained)
+        x = self.inputs([candidate])
+        accuracy, divergence = (self.models[name].mean(x)[0] for name in ("accuracy", "divergence"))
+        seen = expit(accuracy + self.models["accuracy"].residuals[which])
+        far = np.exp(divergence + self.models["divergence"].residuals[which])
+        return Curve(self.marks, seen, far, self.latency(candidate.architecture), float(expit(accuracy[-1])))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Gaussian process over several outputs with one kernel: its inputs, weights, and leave-one-out residuals [rows, outputs]."""
+
+    inputs: Array
+    kernel: Any
+    middle: Array
+    weights: Array
+    residuals: Array
+
+    def mean(self, x: Array) -> Array:
+        """What it expects at x [rows, outputs]."""
+        return self.middle + self.kernel(x, self.inputs) @ self.weights
+
+
+def fitted(x: Array, y: Array) -> Model:
+    """The process that explains the last output best, for all outputs.
+
+    Leave-one-out residuals in closed form, r_i = (K^-1 y)_i / (K^-1)_ii (Rasmussen & Williams 2006, eq. 5.10 to 5.12).
+    """
+    kernel = ConstantKernel() * RBF(np.full(x.shape[1], 3.0), (0.5, 100.0)) + WhiteKernel(0.1)
+    middle, last = y.mean(0), y[:, -1]
+    found: Any = GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=0).fit(x, (last - middle[-1]) / last.std())
+    signal, noise = found.kernel_.k1, found.kernel_.k2.noise_level
+    inverse = np.linalg.inv(signal(x) + noise * np.eye(len(x)))
+    weights = inverse @ (y - middle)
+    return Model(x, signal, middle, weights, weights / np.diag(inverse)[:, None])
