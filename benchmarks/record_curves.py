@@ -5,7 +5,7 @@ their parameters are drawn anew), because a search spends its time there. Those 
 for the study's proxy, and scored on the way; a part of them, spread over the latencies, is then trained at full length with several seeds,
 and for longer proxies: the truth that a proxy is compared with.
 
-    python benchmarks/record_curves.py [--study studies/quickstart.yaml] [--candidates 160] [--full 18] [--seeds 2] [--out FOLDER]
+    python benchmarks/record_curves.py [--study studies/quickstart.yaml] [--candidates 160] [--full 16] [--seeds 2] [--out FOLDER]
 
 Every training is a line of FOLDER/NAME.jsonl as soon as it is done; started again, the command goes on. All of it takes about an hour and a
 quarter on two cores. The last line is JSON.
@@ -32,8 +32,8 @@ from kdsearch.records import COMPLETE, FAILED, REFUSED, Measurement
 from kdsearch.rungs import Rungs
 from kdsearch.space_file import SearchSpace
 
-MARKS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
-KEPT = ("accuracy", "divergence", "log_loss")
+MARKS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
+KEPT = ("accuracy", "divergence", "calibrated_divergence", "log_loss")
 LOCAL, CHANGED, DIGITS = 0.4, 2, 5
 PROXY, FULL = "proxy", "full"
 
@@ -122,9 +122,15 @@ def front_of(store: Store, before: int) -> list[dict[str, Any]]:
     return [row["params"] for row, on in zip(rows, mask, strict=True) if on]
 
 
-def spread(store: Store, count: int) -> list[dict[str, Any]]:
+def proxies(store: Store, steps: int) -> list[dict[str, Any]]:
+    """The first proxy training of every candidate that was trained."""
+    kind = (PROXY, steps, 0, COMPLETE)
+    return [row for row in store.rows if (row["kind"], row["of"], row["seed"], row["state"]) == kind]
+
+
+def spread(store: Store, count: int, steps: int) -> list[dict[str, Any]]:
     """So many of the trained candidates, evenly along the latencies, drawn with a fixed seed within each part."""
-    rows = sorted((row for row in store.rows if row["kind"] == PROXY and row["state"] == COMPLETE), key=lambda row: row["latency"])
+    rows = sorted(proxies(store, steps), key=lambda row: row["latency"])
     random = np.random.default_rng(0)
     return [rows[random.choice(part)] for part in np.array_split(np.arange(len(rows)), count)]
 
@@ -134,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Record learning curves of a study's candidates.")
     parser.add_argument("--study", type=Path, default=Path("studies/quickstart.yaml"))
     parser.add_argument("--candidates", type=int, default=160, help="candidates that are trained for the proxy")
-    parser.add_argument("--full", type=int, default=18, help="of them, trained at full length")
+    parser.add_argument("--full", type=int, default=16, help="of them, trained at full length")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of the full trainings")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/curves"))
     parser.add_argument("--workers", type=int, help="processes side by side; left out: as many as there are cores that compute")
@@ -146,14 +152,16 @@ def main() -> None:
     lesson = workers.Lesson(spec, study.space, study.base, [], bench.facts, accelerator(spec.target.device).mixed_precision)
     with workers.Workers(lesson, options.workers or workers.count_for(spec)) as crew:
         batch, number = 20, 0
-        while (trained := sum(row["kind"] == PROXY and row["state"] == COMPLETE for row in store.rows)) < options.candidates:
+        while (trained := len(proxies(store, spec.proxy.steps))) < options.candidates:
             near = front_of(store, number) if trained > (1 - LOCAL) * options.candidates else []
             jobs = [Job(n, *drawn(study.space, n, near), PROXY, spec.proxy.steps, 0) for n in range(number, number + batch)]
             evaluated(jobs, crew, store, lambda _: None)
             number += batch
-        chosen = spread(store, options.full)
+        chosen = spread(store, options.full, spec.proxy.steps)
         candidates = {row["number"]: search_space.suggest(study.space, optuna.trial.FixedTrial(row["params"])) for row in chosen}
-        lengths = [(PROXY, 2 * spec.proxy.steps, 0)] + [(FULL, spec.train.steps, seed) for seed in range(options.seeds)]
+        lengths = [(PROXY, spec.proxy.steps, 1), (PROXY, 2 * spec.proxy.steps, 0)] + [
+            (FULL, spec.train.steps, seed) for seed in range(options.seeds)
+        ]
         for kind, steps, seed in lengths:
             base = spec.proxy if kind == PROXY else spec.train
             jobs = [Job(row["number"], row["params"], candidates[row["number"]], kind, steps, seed) for row in chosen]

@@ -1,10 +1,11 @@
 """Recorded learning curves as an objective that costs nothing: what any candidate of the space would have had, step by step.
 
 The space is continuous and the curves are some hundred points of it, so that a model stands between: Gaussian processes over the
-candidate's architecture, start, recipe and learning rate, one for the logit of the accuracy and one for the logarithm of the divergence,
-each for all recorded numbers of steps at once. Their mean is taken for the truth; what a candidate is *observed* to have is the truth plus
-the leave-one-out residual curve of one of the recorded candidates, which one its content decides. So observations are as noisy as real
-ones were, and early ones agree with late ones as real ones did. Latency is a sum over blocks (a least-squares fit in relative terms).
+candidate's architecture, start, recipe and learning rate, one for the logit of the accuracy and one for the logarithm of each divergence,
+for all recorded numbers of steps at once. Their mean is taken for the truth; what a candidate is *observed* to have is the truth plus the
+leave-one-out residual curve of one of the ten recorded candidates nearest to it, which one its content decides. So observations are as
+noisy as real ones were, and early ones agree with late ones as real ones did. Latency is a sum over blocks (a least-squares fit in
+relative terms).
 
 How good the model is stands in the table that benchmarks/search.py writes.
 """
@@ -12,6 +13,7 @@ How good the model is stands in the table that benchmarks/search.py writes.
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FixedTrial
 from scipy.special import expit, logit
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
@@ -30,6 +33,8 @@ from kdsearch.candidate import Architecture, Candidate
 from kdsearch.space_file import SearchSpace
 
 Array = NDArray[np.float64]
+NEAREST = 10
+SCORES = ("accuracy", "divergence", "calibrated_divergence")
 LAYERS, WIDTHS = ("random", "first", "last", "uniform"), ("slice", "importance", "pca")
 
 
@@ -69,13 +74,12 @@ class Curve:
     """What a replayed training shows: scores after each recorded number of steps, and the accuracy that it really has at the end."""
 
     steps: tuple[int, ...]
-    accuracy: Array
-    divergence: Array
+    scores: dict[str, Array]
     latency: float
     truth: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Replay:
     """The recorded trainings of a study, and the models of them."""
 
@@ -87,7 +91,7 @@ class Replay:
     def read(path: Path, space: SearchSpace, steps: int) -> "Replay":
         """The proxy trainings of ``steps`` steps that a file has."""
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return Replay([row for row in rows if row["kind"] == "proxy" and row["of"] == steps], space, steps)
+        return Replay([row for row in rows if (row["kind"], row["of"], row["seed"]) == ("proxy", steps, 0)], space, steps)
 
     @cached_property
     def trained(self) -> list[dict[str, Any]]:
@@ -120,9 +124,9 @@ class Replay:
 
     @cached_property
     def models(self) -> dict[str, "Model"]:
-        """Of the logit of the accuracy, and of the logarithm of the divergence."""
+        """Of the logit of the accuracy, and of the logarithms of the divergences."""
         x = self.inputs([self.candidate(row) for row in self.trained])
-        return {"accuracy": fitted(x, logit(self.recorded("accuracy"))), "divergence": fitted(x, np.log(self.recorded("divergence")))}
+        return {name: fitted(x, (logit if name == "accuracy" else np.log)(self.recorded(name))) for name in SCORES}
 
     @cached_property
     def latency_weights(self) -> Array:
@@ -138,12 +142,12 @@ class Replay:
 
     def curve(self, candidate: Candidate) -> Curve:
         """What a candidate's training shows; the same at every call."""
-        which = int(hashlib.sha256(candidate.key().encode()).hexdigest()[:8], 16) % len(self.trained)
         x = self.inputs([candidate])
-        accuracy, divergence = (self.models[name].mean(x)[0] for name in ("accuracy", "divergence"))
-        seen = expit(accuracy + self.models["accuracy"].residuals[which])
-        far = np.exp(divergence + self.models["divergence"].residuals[which])
-        return Curve(self.marks, seen, far, self.latency(candidate.architecture), float(expit(accuracy[-1])))
+        nearest = np.argsort(self.models["accuracy"].kernel(x, self.models["accuracy"].inputs)[0])[-NEAREST:]
+        which = nearest[int(hashlib.sha256(candidate.key().encode()).hexdigest()[:8], 16) % NEAREST]
+        means = {name: model.mean(x)[0] for name, model in self.models.items()}
+        seen = {name: (expit if name == "accuracy" else np.exp)(means[name] + self.models[name].residuals[which]) for name in SCORES}
+        return Curve(self.marks, seen, self.latency(candidate.architecture), float(expit(means["accuracy"][-1])))
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,9 @@ def fitted(x: Array, y: Array) -> Model:
     """
     kernel = ConstantKernel() * RBF(np.full(x.shape[1], 3.0), (0.5, 100.0)) + WhiteKernel(0.1)
     middle, last = y.mean(0), y[:, -1]
-    found: Any = GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=0).fit(x, (last - middle[-1]) / last.std())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a feature that explains nothing gets the longest scale allowed
+        found: Any = GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=0).fit(x, (last - middle[-1]) / last.std())
     signal, noise = found.kernel_.k1, found.kernel_.k2.noise_level
     inverse = np.linalg.inv(signal(x) + noise * np.eye(len(x)))
     weights = inverse @ (y - middle)

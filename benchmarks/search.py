@@ -35,11 +35,12 @@ from kdsearch.candidate import Architecture, Candidate
 from kdsearch.order import Order
 from kdsearch.records import COMPLETE, REFUSED, STOPPED, Measurement, Record
 from kdsearch.space_file import SearchSpace
+from kdsearch.steady import steadied
 
-AT = (0.25, 0.5, 1.0)
+AT, ROWS = (0.25, 0.5, 1.0), 1333
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """What is searched: replayed trainings inside the limits, and what they cost in training steps."""
 
@@ -69,7 +70,8 @@ class Ledger:
 
     problem: Problem
     spent: float = 0.0
-    found: list[tuple[float, float, float, float]] = field(default_factory=list)
+    found: list[tuple[float, float, float, float, float]] = field(default_factory=list)
+    steadied: bool = False
 
     def charge(self, steps: float, scorings: int) -> None:
         """Count a training."""
@@ -77,11 +79,18 @@ class Ledger:
 
     def keep(self, curve: Curve) -> None:
         """A training that went to the end."""
-        self.found.append((self.spent, float(curve.accuracy[-1]), curve.truth, curve.latency))
+        self.found.append(
+            (self.spent, float(curve.scores["accuracy"][-1]), curve.truth, curve.latency, float(curve.scores["divergence"][-1]))
+        )
 
     def at(self, share: float) -> float:
         """Hypervolume of the truth of the observed front at a share of the budget."""
-        then = [row for row in self.found if row[0] <= share * self.problem.budget and row[1] >= self.problem.least]
+        then = [row for row in self.found if row[0] <= share * self.problem.budget]
+        if self.steadied and then:
+            values = np.array([row[1] for row in then])
+            better = steadied(values, np.sqrt(values * (1 - values) / ROWS), [row[4] for row in then])
+            then = [(row[0], float(value), *row[2:]) for row, value in zip(then, better, strict=True)]
+        then = [row for row in then if row[1] >= self.problem.least]
         on = pareto.front([row[1] for row in then], [row[3] for row in then])
         return self.problem.hypervolume([(row[2], row[3]) for row, mask in zip(then, on, strict=True) if mask])
 
@@ -101,6 +110,7 @@ def ours(problem: Problem, seed: int, changes: dict[str, Any]) -> Ledger:
     """kdsearch's own engine, with its defaults but for ``changes``."""
     ledger, plan, space = Ledger(problem), check.open_files(Path("studies/quickstart.yaml")).spec.search, problem.replay.space
     starts = guesses.guesses(space, problem.teacher, problem.limit) if changes.pop("guesses", True) else []
+    ledger.steadied = changes.pop("steadied", False)
     plan = plan.model_copy(update={"minutes": problem.budget / 60, "trials": None, "seed": seed, "baselines": False, **changes})
 
     def objective(order: Order) -> Measurement:
@@ -113,7 +123,7 @@ def ours(problem: Problem, seed: int, changes: dict[str, Any]) -> Ledger:
         for step in order.rungs.seen:
             early = _scores(curve, step)
             at_rung[str(step)] = early
-            if not order.rungs.goes_on(step, early["divergence"], curve.latency):
+            if not order.rungs.goes_on(step, early["calibrated_divergence"], curve.latency):
                 ledger.charge(step, len(at_rung))
                 return Measurement(STOPPED, violations=_violations(curve, problem, early), steps=step, rungs=at_rung, **early, **known)
         ledger.charge(problem.replay.steps, len(at_rung) + 1)
@@ -150,7 +160,7 @@ class Quiet:
 
 def _scores(curve: Curve, step: int) -> dict[str, float]:
     index = curve.steps.index(step)
-    return {"accuracy": float(curve.accuracy[index]), "divergence": float(curve.divergence[index])}
+    return {name: float(values[index]) for name, values in curve.scores.items()}
 
 
 def _violations(curve: Curve, problem: Problem, scores: dict[str, float]) -> tuple[float, ...]:
@@ -249,6 +259,11 @@ OURS: dict[str, dict[str, Any]] = {
     "kdsearch, no rungs": {"rungs": ()},
     "kdsearch, random with rungs": {"sampler": "random", "guesses": False},
     "kdsearch, no random share": {"random_share": 0.0},
+    "tpe r.5": {"rungs": (0.5,)},
+    "tpe r.5 rs0": {"rungs": (0.5,), "random_share": 0.0},
+    "steady front": {"steadied": True},
+    "tpe norungs": {"rungs": ()},
+    "tpe norungs steady": {"rungs": (), "steadied": True},
 }
 SYNE_TUNE = ["syne-tune MO-ASHA", "syne-tune MO-REA", "syne-tune random"]
 
@@ -262,3 +277,24 @@ def run(problem: Problem, name: str, seed: int, python: str) -> list[float]:
     else:
         ledger = syne_tune(problem, seed, name.removeprefix("syne-tune "), python)
     return [ledger.at(share) for share in AT]
+
+
+def problem_of(study: check.Study, curves: Path, facts: dict[str, Any]) -> Problem:
+    """The study's search over the curves; what scoring and building cost is what it cost when they were recorded."""
+    replay = Replay.read(curves, study.space, study.spec.proxy.steps)
+    stages = [row["stages"] for row in replay.trained]
+    step = sum(stage["training"] for stage in stages) / len(stages) / replay.steps
+    scoring = sum(stage["scoring"] for stage in stages) / len(stages) / len(replay.marks)
+    building = sum(stage["building"] + stage["latency"] for stage in stages) / len(stages)
+    limits = study.spec.limits
+    return Problem(
+        replay,
+        limits.latency_relative or 1.0,
+        (limits.accuracy_relative or 0.0) * facts["accuracy"],
+        facts["majority"],
+        Architecture(**facts["architecture"]),
+        facts["flops"],
+        facts["trainings"] * replay.steps,
+        scoring / step,
+        building / step,
+    )

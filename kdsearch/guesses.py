@@ -1,4 +1,4 @@
-"""What a search tries before chance: large students of several widths that a latency limit may allow, well started and distilled."""
+"""What a search tries before chance: students over the range of latencies that a limit allows, well started and distilled."""
 
 import math
 from typing import Any
@@ -7,7 +7,10 @@ from kdsearch.candidate import Architecture
 from kdsearch.search_space import each_asked, sample
 from kdsearch.space_file import Choice, Float, Int, OneOf, SearchSpace
 
-WIDTHS, SHARE = 4, 0.75
+# Shares of the latency limit, the fastest first: it is trained the soonest.
+SHARES = (0.12, 0.25, 0.5, 0.9)
+# Share of a layer's latency that does not shrink with its matrices (one row of 32 tokens on a CPU; benchmarks/curves).
+FIXED = 0.25
 # Where the width shrinks, uniform layers from principal components did best (benchmarks/initialization.md); kd is the plainest recipe.
 # What a space does not have is left to the sampler.
 PREFERRED = {
@@ -20,16 +23,27 @@ PREFERRED = {
 def guesses(space: SearchSpace, teacher: Architecture, limit: float | None) -> list[dict[str, Any]]:
     """Parameters of up to four students of the space; what is not among them is left to the sampler.
 
-    Of each of the four greatest widths the largest architecture that needs at most 3/4 of the limit (latency relative to the teacher; 1
-    without one), counted in matrix products, N (4 d^2 + 2 d f). Latency falls less than the products do, hence the 3/4. Few random draws
-    are large, and of those few have a good start and a good recipe: the search would have to find the accurate end of the front by itself.
+    For each of some shares of the limit (latency relative to the teacher; 1 without one) the architecture with the greatest
+    layers * sqrt(width), and then the most matrix products, that is expected to be as fast. Of the recorded students of
+    benchmarks/curves the deep and half as wide ones were ahead of the wide and shallow at every latency.
     """
-    most = SHARE * (limit or 1.0) * _products(teacher)
-    largest: dict[int, tuple[float, dict[str, Any]]] = {}
+    best: dict[float, tuple[float, float, dict[str, Any]]] = {}
     for params, shape in each_asked(space):
-        if largest.get(shape.width, (0.0, {}))[0] < (size := _products(shape)) <= most:
-            largest[shape.width] = size, params
-    return [{**largest[width][1], **settings(space)} for width in sorted(largest, reverse=True)[:WIDTHS]]
+        size = shape.layers * math.sqrt(shape.width), _products(shape)
+        for share in SHARES:
+            if expected_latency(shape, teacher) <= share * (limit or 1.0) and size > best.get(share, (0.0, 0.0))[:2]:
+                best[share] = *size, params
+    chosen: list[dict[str, Any]] = []
+    for share in SHARES:
+        if share in best and best[share][2] not in chosen:
+            chosen.append(best[share][2])
+    return [{**params, **settings(space)} for params in chosen]
+
+
+def expected_latency(shape: Architecture, teacher: Architecture) -> float:
+    """About the latency relative to the teacher: layers / layers of the teacher * (1/4 + 3/4 * matrix products of a layer / the teacher's)."""
+    products = _products(shape) / shape.layers / (_products(teacher) / teacher.layers)
+    return shape.layers / teacher.layers * (FIXED + (1 - FIXED) * products)
 
 
 def settings(space: SearchSpace) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def _taught(
         lap("training")
         found = at_rung[str(step)] = scores(student, bench, candidate.architecture.vocabulary)
         lap("scoring")
-        return order.rungs.goes_on(step, found["divergence"], timed.latency_relative or 1.0)
+        return order.rungs.goes_on(step, found["calibrated_divergence"], timed.latency_relative or 1.0)
 
     steps = train(student, candidate, bench, training, order.seed, telling(progress, "distilling", training.steps, goes_on))
     lap("training")
@@ -254,7 +254,8 @@ def scores(student: PreTrainedModel, bench: Bench, vocabulary: int | None = None
     log_loss, _ = metrics.log_loss(logits[:labelled], labels)
     divergence, divergence_se = metrics.mean(metrics.kl(bench.outputs.arrays["logits"][measuring], logits))
     found = {"accuracy": accuracy, "accuracy_se": accuracy_se, "divergence": divergence, "divergence_se": divergence_se}
-    return {**found, "log_loss": log_loss}
+    calibrated = metrics.calibrated_kl(bench.outputs.arrays["logits"][measuring], logits)
+    return {**found, "log_loss": log_loss, "calibrated_divergence": calibrated}
 
 
 def excess(found: Measurement, bench: Bench) -> tuple[float, ...]:

@@ -19,10 +19,10 @@ class Measurement:
     """What the objective measured on one candidate; what could not be measured is None.
 
     Units: ``latency_*`` in milliseconds per batch, ``*_relative`` as a ratio to the teacher measured beside it, accuracy in [0, 1],
-    ``divergence`` the mean KL(teacher || student) in nats on held-out text, ``log_loss`` that of the labels on validation, in nats too,
-    ``seconds`` of wall time, ``parameters`` and
-    ``flops`` (per forward pass of one batch) as counts, ``bytes`` of the saved weights; ``stages``: which part of ``seconds`` went where.
-    ``rungs``: the scores after so many ``steps``; a trial that was stopped at one has those of its last.
+    ``divergence`` the mean KL(teacher || student) in nats on held-out text, ``log_loss`` that of the labels on validation,
+    ``calibrated_divergence`` what of the divergence confidence and preference for a class do not explain, ``seconds`` of wall time,
+    ``parameters`` and ``flops`` (per forward pass of one batch) as counts, ``bytes`` of the saved weights; ``stages``: which part of
+    ``seconds`` went where. ``rungs``: the scores after so many ``steps``; a trial that was stopped at one has those of its last.
     """
 
     state: str
@@ -32,6 +32,7 @@ class Measurement:
     divergence: float | None = None
     divergence_se: float | None = None
     log_loss: float | None = None
+    calibrated_divergence: float | None = None
     latency_ms: float | None = None
     latency_ms_low: float | None = None
     latency_ms_high: float | None = None

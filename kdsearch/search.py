@@ -225,9 +225,9 @@ def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> A
 
 
 def _seen_at(step: int, before: Sequence[Record]) -> list[tuple[float, float]]:
-    """Divergence and latency of those that came to a rung; a baseline is a yardstick and a duplicate was never there."""
+    """Calibrated divergence and latency of those that came to a rung; a baseline is a yardstick and a duplicate was never there."""
     fresh = [record.measurement for record in before if record.baseline is None and record.duplicate_of is None]
-    there = [(found.rungs[str(step)]["divergence"], found.latency_relative) for found in fresh if str(step) in found.rungs]
+    there = [(found.rungs[str(step)]["calibrated_divergence"], found.latency_relative) for found in fresh if str(step) in found.rungs]
     return [(divergence, latency) for divergence, latency in there if latency is not None]
 
 

@@ -51,8 +51,9 @@ def objective(order: Order) -> Measurement:
     known |= {"accuracy_se": 0.01, "divergence_se": 0.01, "violations": (size / 0.6 - 1,)}
     for step in order.rungs.seen:
         early = {"accuracy": accuracy - 0.2 / step, "divergence": 1 - accuracy + 0.2 / step}
+        early["calibrated_divergence"] = early["divergence"]
         at_rung[str(step)] = early
-        if not order.rungs.goes_on(step, early["divergence"], size):
+        if not order.rungs.goes_on(step, early["calibrated_divergence"], size):
             return Measurement(STOPPED, reason="stopped", steps=step, rungs=at_rung, **early, **known)
     return Measurement(COMPLETE, accuracy=accuracy, divergence=1 - accuracy, steps=STEPS, rungs=at_rung, **known)
 
