@@ -125,7 +125,9 @@ def ours(problem: Problem, seed: int, changes: dict[str, Any]) -> Ledger:
             at_rung[str(step)] = early
             if not order.rungs.goes_on(step, early["calibrated_divergence"], curve.latency):
                 ledger.charge(step, len(at_rung))
-                return Measurement(STOPPED, violations=_violations(curve, problem, early), steps=step, rungs=at_rung, **early, **known)
+                return Measurement(
+                    STOPPED, violations=(curve.latency / problem.limit - 1, 0.0), steps=step, rungs=at_rung, **early, **known
+                )
         ledger.charge(problem.replay.steps, len(at_rung) + 1)
         ledger.keep(curve)
         last = _scores(curve, problem.replay.steps)
@@ -145,6 +147,7 @@ def ours(problem: Problem, seed: int, changes: dict[str, Any]) -> Ledger:
             lambda record: "",
             starts=starts,
             rungs=rungs.at(plan.rungs, problem.replay.steps),
+            least=problem.least,
         )
         search.search(study, around, objective, Quiet(), clock=lambda: ledger.spent)
     return ledger

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -52,7 +52,10 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
         count, hand_made = _workers_as_before(study, store), _baselines(study)
         known = search.in_order(study_store.stored_records(store))
         extra = list(hand_made.values())
-        with Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0)) as display:
+        with (
+            Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0)) as display,
+            workers.Workers(None, count, display.progress) if count > 1 else nullcontext() as crew,  # they import while this prepares
+        ):
             bench = objective.prepare(study.spec, study.space, study.base, extra, display.progress)
             study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
             _write_facts(study, bench, count)
@@ -63,11 +66,11 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
 
             around, lesson = _surroundings(study, bench, hand_made), _lesson(study, bench, extra)
             try:
-                if count == 1:
+                if crew is None:
                     search.search(store, around, evaluate, display)
                 else:
-                    with workers.Workers(lesson, count, display.progress) as crew:
-                        search.search(store, around, crew.evaluate, display, count + 1)  # one is asked for before it is needed
+                    crew.load(lesson)
+                    search.search(store, around, crew.evaluate, display, count + 1)  # one is asked for before it is needed
             finally:
                 _write_results(study.folder, store, console)
     return study.folder
@@ -194,6 +197,7 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -
         hand_made,
         guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
         rungs.at(study.spec.search.rungs, study.spec.proxy.steps),
+        objective.least_accuracy(bench),
     )
 
 
