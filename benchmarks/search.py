@@ -285,7 +285,7 @@ def run(problem: Problem, name: str, seed: int, python: str) -> list[float]:
 def problem_of(study: check.Study, curves: Path, facts: dict[str, Any]) -> Problem:
     """The study's search over the curves; what scoring and building cost is what it cost when they were recorded."""
     replay = Replay.read(curves, study.space, study.spec.proxy.steps)
-    stages = [row["stages"] for row in replay.trained]
+    stages = [row["stages"] for row in replay.whole]
     step = sum(stage["training"] for stage in stages) / len(stages) / replay.steps
     scoring = sum(stage["scoring"] for stage in stages) / len(stages) / len(replay.marks)
     building = sum(stage["building"] + stage["latency"] for stage in stages) / len(stages)

@@ -58,18 +58,20 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
         ):
             bench = objective.prepare(study.spec, study.space, study.base, extra, display.progress)
             study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
+            if crew:
+                crew.load(_lesson(study, bench, extra))
+            bench.facts["teacher"] |= objective.teacher_latency(bench)  # while the workers wait
             _write_facts(study, bench, count)
             console.print(_introduction(bench), highlight=False)
 
             def evaluate(order: Order) -> records.Measurement:
                 return objective.evaluate(order, bench, display.progress)
 
-            around, lesson = _surroundings(study, bench, hand_made), _lesson(study, bench, extra)
+            around = _surroundings(study, bench, hand_made)
             try:
                 if crew is None:
                     search.search(store, around, evaluate, display)
                 else:
-                    crew.load(lesson)
                     search.search(store, around, crew.evaluate, display, count + 1)  # one is asked for before it is needed
             finally:
                 _write_results(study.folder, store, console)
