@@ -261,12 +261,10 @@ OURS: dict[str, dict[str, Any]] = {
     "kdsearch, no guesses": {"guesses": False},
     "kdsearch, no rungs": {"rungs": ()},
     "kdsearch, random with rungs": {"sampler": "random", "guesses": False},
-    "kdsearch, no random share": {"random_share": 0.0},
-    "tpe r.5": {"rungs": (0.5,)},
-    "tpe r.5 rs0": {"rungs": (0.5,), "random_share": 0.0},
-    "steady front": {"steadied": True},
-    "tpe norungs": {"rungs": ()},
-    "tpe norungs steady": {"rungs": (), "steadied": True},
+    "v r.5": {"rungs": (0.5,)},
+    "v r.375": {"rungs": (0.375,)},
+    "v r.25e3": {"rungs": (0.25,), "eta": 3.0},
+    "v norungs rs0": {"rungs": (), "random_share": 0.0},
 }
 SYNE_TUNE = ["syne-tune MO-ASHA", "syne-tune MO-REA", "syne-tune random"]
 

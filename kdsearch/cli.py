@@ -92,6 +92,19 @@ def train(
 
 
 @app.command()
+def confirm(
+    study: StudyPlace,
+    finalists: Annotated[int, typer.Option(min=1, help="How many students: of the front, then its near neighbours.")] = 6,
+    seeds: Annotated[int, typer.Option(min=1, help="Full distillations of each, with other seeds.")] = 2,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a full distillation, instead of the study file's.")] = None,
+) -> None:
+    """Distil the front in full, with seeds and baselines; says how well the search ranked. Started again, it resumes."""
+    from kdsearch.commands import confirm_study
+
+    confirm_study(study, finalists, seeds, steps)
+
+
+@app.command()
 def guideline(
     studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Folders or files of one or several studies.")],
 ) -> None:

@@ -2,8 +2,8 @@
 
 import json
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +14,12 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import AutoConfig
 
-from kdsearch import check, estimate, objective, records, remarks, rungs, search, study_store, teacher, workers
+from kdsearch import check, confirmed, estimate, objective, records, remarks, rungs, search, study_store, teacher, workers
 from kdsearch import export as exporting
 from kdsearch import guideline as guidelines
 from kdsearch.candidate import Candidate, from_dict
 from kdsearch.check import Study
+from kdsearch.confirmed import Job
 from kdsearch.display import Display, line
 from kdsearch.errors import UserError
 from kdsearch.guesses import guesses
@@ -26,6 +27,7 @@ from kdsearch.machine import accelerator, matrix_product_rate, use_precision
 from kdsearch.objective import Bench
 from kdsearch.order import Order
 from kdsearch.report import dashboard, front, html, study_folder, tables
+from kdsearch.samplers import derived
 from kdsearch.students.baselines import baselines
 from kdsearch.students.families import architecture_of, family_of
 from kdsearch.study_file import Search
@@ -109,8 +111,7 @@ def train_pick(place: Path, pick: str, steps: int | None = None) -> exporting.Ex
     """
     study, folder = _recorded(place)
     record = _record(folder, picked(folder, pick))
-    if steps:
-        study = replace(study, spec=study.spec.model_copy(update={"train": study.spec.train.model_copy(update={"steps": steps})}))
+    study = _with_steps(study, steps)
     candidate, console = from_dict(record.candidate), Console(soft_wrap=True)
     if remark := remarks.on_pick(record):
         console.print(remark, markup=False, highlight=False)
@@ -126,6 +127,42 @@ def train_pick(place: Path, pick: str, steps: int | None = None) -> exporting.Ex
         highlight=False,
     )
     return export
+
+
+def confirm_study(place: Path, count: int = 6, seeds: int = 2, steps: int | None = None) -> dict[str, Any]:
+    """Distil the front and its near neighbours in full with several seeds, the knee's twin without distillation and the baselines too; the
+    content of confirmed.json. Started again, or with more seeds, it trains what is missing.
+
+    Raises:
+        UserError: the front is empty, or another kdsearch runs this study.
+        RuntimeError: no training came to its end.
+    """
+    study, folder = _recorded(place)
+    study = _with_steps(study, steps)
+    picks = front.picks(folder)
+    if not picks:
+        raise UserError(
+            f"{place}: must have a student on its front to confirm; the front is empty ({len(folder.records)} trials); "
+            "go on with 'kdsearch run', or change the limits or the space"
+        )
+    reference, console = front.reference(folder), Console(soft_wrap=True)
+    yardsticks = [record for record in front.trained(folder.records) if record.baseline]
+    students = confirmed.students(front.eligible(folder), picks["knee"], yardsticks, count, reference)
+    own = _record(folder, picks["knee"]).seed  # the same for all: equal data order makes their difference clearer
+    full = [derived(own, number, "confirm") for number in range(seeds)]
+    jobs = [Job(student, seed, study.spec.train.steps) for seed in full for student in students]
+    with _locked(folder.path):
+        store = confirmed.Store(folder.path)
+        _train_in_full(study, folder, store, store.missing(jobs), console)
+        document = confirmed.document(store, jobs, study.spec.proxy.steps, reference)
+        if all(row["seeds"] == 0 for row in document["students"]):
+            reason = store.lines[-1].found.reason
+            raise RuntimeError(f"none of the {len(jobs)} full trainings came to its end; the last one: {reason}")
+        records.write_text(folder.path / confirmed.TABLE, json.dumps({"study": study.spec.name, **document}, indent=2))
+    html.write(study_folder.load(folder.path))
+    tables.show_confirmed(document, study.spec.name, console)
+    console.print(str(folder.path / confirmed.TABLE), markup=False, highlight=False)
+    return document
 
 
 def write_guideline(place: Path) -> Path:
@@ -208,6 +245,38 @@ def _lesson(study: Study, bench: Bench, extra: list[Candidate]) -> workers.Lesso
     return workers.Lesson(study.spec, study.space, study.base, extra, bench.facts, precision)
 
 
+def _with_steps(study: Study, steps: int | None) -> Study:
+    """The study with another length of its full training."""
+    full = study.spec.train.model_copy(update={"steps": steps or study.spec.train.steps})
+    return replace(study, spec=study.spec.model_copy(update={"train": full}))
+
+
+def _train_in_full(study: Study, folder: study_folder.StudyFolder, store: confirmed.Store, jobs: Sequence[Job], console: Console) -> None:
+    """Do these jobs as the search did its trials: side by side where it had workers. Each is kept as soon as it is done."""
+    if not jobs:
+        return
+    count, left = min(folder.facts.get("workers", 1), len(jobs)), iter(range(len(jobs) - 1, -1, -1))
+    extra = [*{job.student.name: job.student.candidate for job in jobs}.values(), *_baselines(study).values()]
+    with ExitStack() as open_until_done:
+        display = open_until_done.enter_context(Display(console, study.spec.search))
+        bench = objective.prepare(study.spec, study.space, study.base, extra, display.progress)
+        threads = open_until_done.enter_context(search.callers(count))  # closed last: those that wait for a worker end when it does
+        crew = open_until_done.enter_context(workers.Workers(_lesson(study, bench, extra), count, display.progress)) if count > 1 else None
+
+        def one(job: Job) -> None:
+            order = Order(job.student.candidate, job.seed, train_anyway=True, training=study.spec.train)
+            found = crew.evaluate(order) if crew else records.measured(objective.evaluate, order, bench, display.progress)
+            store.add(job, found)
+            said = f"accuracy {found.accuracy:.3f}" if found.state == records.COMPLETE else f"{found.state}: {found.reason}"
+            console.print(
+                f"{job.student.role} {job.student.name}, seed {job.seed}: {said}  {found.seconds:.0f} s, {next(left)} to go",
+                highlight=False,
+            )
+
+        for future in [threads.submit(one, job) for job in jobs]:
+            future.result()
+
+
 def _recorded(place: Path) -> tuple[Study, study_folder.StudyFolder]:
     """A study as it was run: from its folder, so that a file changed since does not matter."""
     folder = study_folder.load(place)
@@ -280,4 +349,6 @@ def _write_results(folder: Path, store: Any, console: Console) -> None:
     if rate := loaded.facts["rate"]:
         effort = remarks.on_effort(loaded.records, seconds * loaded.facts["workers"], rate, read, batch_tokens)
         said = [effort, *said] if effort else said
+    unsure = remarks.on_confirmation(len(front.on_front(loaded)), loaded.confirmed is not None, str(folder))
+    said = [*said, unsure] if unsure else said
     console.print("\n".join([*said, *(str(path) for path in written)]), markup=False, highlight=False)

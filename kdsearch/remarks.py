@@ -21,6 +21,13 @@ def after_run(known: Sequence[Record], plan: Search, seconds: float) -> list[str
     return [remark for remark in (_on_front(known, spent is not None), spent) if remark]
 
 
+def on_confirmation(found: int, confirmed: bool, place: str) -> str | None:
+    """That a front of so many students was not trained in full yet, and how to; None: nothing to say."""
+    if not found or confirmed:
+        return None
+    return f"The front is by short distillations; `kdsearch confirm {place}` trains its students in full, with seeds."
+
+
 def on_effort(known: Sequence[Record], seconds: float, rate: float, tokens_of_flops: float, batch_tokens: int) -> str | None:
     """Where ``seconds`` (of all workers together) went, and what the training's matrix products alone would take.
 

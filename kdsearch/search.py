@@ -163,7 +163,7 @@ def search(
     for place, record in study_store.stored_records(study).items():
         state.keep(place, record)
     run.write()
-    with _hands(at_once) as hands:
+    with callers(at_once) as hands:
         while True:
             while len(state.running) < at_once and not exhausted(state, around.plan, run.seconds()):
                 asked = _ask(study, around, state, lag)
@@ -284,7 +284,7 @@ class _Here(Executor):
 
 
 @contextmanager
-def _hands(count: int) -> Iterator[Executor]:
+def callers(count: int) -> Iterator[Executor]:
     """Who calls the objective. An interruption does not wait for what is running."""
     executor = ThreadPoolExecutor(count) if count > 1 else _Here()
     try:

@@ -54,7 +54,8 @@ def test_the_readme_has_its_commands() -> None:
     assert len(COMMANDS) >= 8
     assert any("[quickstart]" in line and "kdsearch run studies/quickstart.yaml" in line for line in INSTALLS)
     assert any("[test]" in line and line.endswith("&& pytest") for line in INSTALLS)
-    assert {line.split()[1] for line in COMMANDS} == {"run", "check", "front", "train", "guideline", "report", "rerun", "dashboard"}
+    commands = {"run", "check", "front", "confirm", "train", "guideline", "report", "rerun", "dashboard"}
+    assert {line.split()[1] for line in COMMANDS} == commands
 
 
 def test_the_readme_names_every_knowledge_type_matching_schedule_and_balance() -> None:

@@ -74,3 +74,10 @@ def test_the_effort_is_shared_out_whole_and_held_against_the_matrix_products_alo
         said == "Time: training 50%, rest 40%, scoring 10%. At the machine's full rate the training's matrix products alone take 5% of it."
     )
     assert remarks.on_effort(known[3:], 120.0, 1e11, 32, 1000) is None
+
+
+def test_a_front_that_is_not_confirmed_is_told_as_such() -> None:
+    said = remarks.on_confirmation(3, False, "studies/x")
+    assert said == "The front is by short distillations; `kdsearch confirm studies/x` trains its students in full, with seeds."
+    assert remarks.on_confirmation(0, False, "studies/x") is None
+    assert remarks.on_confirmation(3, True, "studies/x") is None

@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,9 @@ def test_bytes_that_are_no_text_and_a_file_that_is_not_there_are_refused(tmp_pat
 def test_an_anchor_may_be_merged(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("one: &one {a: 1, b: 2}\ntwo: {<<: *one, b: 3}\n")
     assert yaml_file.load(tmp_path / "x.yaml")["two"] == {"a": 1, "b": 3}
+
+
+def test_lists_of_a_file_and_of_a_record_are_read_alike(tmp_path: Path) -> None:
+    spec = study_file.load(tiny.write_yaml(tmp_path / "study.yaml", {**SMALLEST, "search": {"rungs": [0.25, 0.6]}}))
+    assert spec.search.rungs == (0.25, 0.6)
+    assert study_file.StudySpec.model_validate(json.loads(json.dumps(spec.model_dump(mode="json")))) == spec

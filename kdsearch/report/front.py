@@ -36,7 +36,6 @@ class Row:
 
 def document(folder: StudyFolder) -> dict[str, Any]:
     """The content of front.json."""
-    reference = (folder.facts["task"]["majority"], REFERENCE_LATENCY)
     able = feasible(folder.records)
     return {
         "study": folder.facts["name"],
@@ -45,8 +44,13 @@ def document(folder: StudyFolder) -> dict[str, Any]:
         "picks": picks(folder),
         "baselines": [record.to_dict() for record in folder.records if record.baseline],
         "counts": counts(folder.records),
-        "hypervolume": {"value": pareto.hypervolume(*axes(able), reference), "reference": list(reference)},
+        "hypervolume": {"value": pareto.hypervolume(*axes(able), reference(folder)), "reference": list(reference(folder))},
     }
+
+
+def reference(folder: StudyFolder) -> tuple[float, float]:
+    """Down to which accuracy and relative latency hypervolume counts: guessing, and the teacher's own."""
+    return folder.facts["task"]["majority"], REFERENCE_LATENCY
 
 
 def rows(folder: StudyFolder) -> list[Row]:

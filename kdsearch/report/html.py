@@ -15,6 +15,7 @@ from kdsearch.report import figures, front
 from kdsearch.report.front import Row
 from kdsearch.report.study_folder import StudyFolder
 from kdsearch.report.style import PAGE
+from kdsearch.report.tables import CONFIRMED, confirmed_cells
 
 HEAD = ("model", "trial", "accuracy", "latency, ms", "faster", "parameters", "layers × width", "initialized from", "recipe", "divergence")
 MISSING = "–"
@@ -34,6 +35,7 @@ def page(folder: StudyFolder) -> str:
     sections = [
         _section("What was searched", _searched(folder)),
         _section("The front", _front(folder) if trained else "<p>No student has been trained to the end yet, so there is no front.</p>"),
+        *([_section("The front by full trainings", _confirmed(folder.confirmed))] if folder.confirmed else []),
         _section("Fully trained students", _exports(folder)),
         _section("What the trials suggest", _guideline(folder)),
         _section("Trials that were not trained", _untrained(folder)),
@@ -121,6 +123,21 @@ def _front(folder: StudyFolder) -> str:
 def _place(folder: StudyFolder) -> str:
     """The study's folder as a command names it from where its parent stands."""
     return escape(f"{folder.path.parent.name}/{folder.path.name}")
+
+
+def _confirmed(document: dict[str, Any]) -> str:
+    """What confirmed.json says."""
+    rows = document["students"]
+    table = _table(
+        [escape(name) for name in CONFIRMED],
+        [[escape(cell) or MISSING for cell in confirmed_cells(row)] for row in rows],
+        ["front" if row["on_front"] else "" for row in rows],
+    )
+    said = "".join(f"<li>{escape(str(sentence))}</li>" for sentence in document["sentences"])
+    return (
+        f"{table}<p class='note'>Validation accuracy after {escape(str(document['steps']))} steps, the mean over the seeds; ± is one "
+        f"standard error, of the seeds and of the rows. Latency is measured anew.</p><ul>{said}</ul>"
+    )
 
 
 def _exports(folder: StudyFolder) -> str:

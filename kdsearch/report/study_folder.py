@@ -12,12 +12,14 @@ from kdsearch.records import Record
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """A study's folder: ``facts`` is its study.json, ``exports`` the result.json of each fully trained student, by trial."""
+    """A study's folder: ``facts`` is its study.json, ``exports`` the result.json of each fully trained student, by trial, ``confirmed`` its
+    confirmed.json, where the finalists were trained in full."""
 
     path: Path
     facts: dict[str, Any]
     records: list[Record]
     exports: list[dict[str, Any]]
+    confirmed: dict[str, Any] | None = None
 
 
 def load(path: Path) -> StudyFolder:
@@ -35,7 +37,9 @@ def load(path: Path) -> StudyFolder:
     trials = folder / "trials.jsonl"
     found = _read(trials, lambda _: records.read(trials)) if trials.is_file() else []
     exports = [_read(result, json.loads) for result in folder.glob("exports/[0-9]*/result.json")]
-    return StudyFolder(folder, facts, found, sorted(exports, key=lambda export: export["trial"]))
+    table = folder / "confirmed.json"
+    confirmed = _read(table, json.loads) if table.is_file() else None
+    return StudyFolder(folder, facts, found, sorted(exports, key=lambda export: export["trial"]), confirmed)
 
 
 def _folder_of(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """Tables on a terminal."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -9,6 +10,7 @@ from kdsearch.report.front import Row, counts, rows
 from kdsearch.report.study_folder import StudyFolder
 
 COLUMNS = ("", "trial", "accuracy", "ms [95 %]", "faster", "size", "shape", "starts from", "recipe", "divergence")
+CONFIRMED = ("* front of full trainings", "trial", "accuracy", "by the proxy", "divergence", "faster", "size", "seeds")
 WIDE_ENOUGH = 160
 # What a narrow terminal does without, the first of them first.
 SPARED = ("divergence", "starts from", "ms [95 %]", "recipe", "size", "shape")
@@ -21,6 +23,33 @@ def show_front(folder: StudyFolder, console: Console) -> None:
     tables = (_table(folder, SPARED[:spared]) for spared in range(len(SPARED) + 1))
     place.print(next((table for table in tables if _width(table, place) <= place.width), _table(folder, SPARED)))
     console.print(", ".join(f"{number} {name}" for name, number in counts(folder.records).items()), highlight=False)
+
+
+def show_confirmed(document: dict[str, Any], name: str, console: Console) -> None:
+    """The students that were trained in full, fastest first, and what they tell of the proxy; ± is one standard error."""
+    seeds = len(document["seeds"])
+    table = Table(title=f"{name}: {document['steps']} steps, {seeds} seed{'s' if seeds > 1 else ''}", title_justify="left")
+    for column in CONFIRMED:
+        table.add_column(column, justify="left" if column == CONFIRMED[0] else "right", no_wrap=True)
+    for row in document["students"]:
+        table.add_row(*confirmed_cells(row), style="bold" if row["on_front"] else None if row["feasible"] else "dim")
+    place = console if console.is_terminal else Console(file=console.file, width=WIDE_ENOUGH)
+    place.print(table)
+    console.print("\n".join(document["sentences"]), markup=False, highlight=False)
+
+
+def confirmed_cells(row: dict[str, Any]) -> list[str]:
+    """A student of confirmed.json as text."""
+    numbers = {name: row[name] for name in ("proxy_accuracy", "divergence")}
+    return [
+        row["role"] + (" *" if row["on_front"] else "" if row["feasible"] or not row["seeds"] else " (breaks a limit)"),
+        "" if row["trial"] is None else str(row["trial"]),
+        "not trained" if row["accuracy"] is None else f"{row['accuracy']:.3f} ± {row['accuracy_se']:.3f}",
+        *("" if value is None else f"{value:.3f}" for value in numbers.values()),
+        "" if row["latency_relative"] is None else f"{1 / row['latency_relative']:.2f}x",
+        "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f}M",
+        str(row["seeds"]),
+    ]
 
 
 def _width(table: Table, console: Console) -> int:

@@ -130,3 +130,26 @@ EXPORT = {
     "steps": 3000,
     "seconds": 240.0,
 }
+
+CONFIRMED = {
+    "steps": 3000,
+    "seeds": [11, 12],
+    "students": [
+        {
+            "student": "4", "role": "front", "trial": 4, "seeds": 2, "twin_of": None, "proxy_accuracy": 0.812, "accuracy": 0.8401,
+            "accuracy_se": 0.0122, "divergence": 0.031, "latency_relative": 0.2, "parameters": 4_200_000, "feasible": True,
+            "on_front": True,
+        },
+        {
+            "student": "no-kd twin of 4", "role": "no-kd twin of 4", "trial": None, "seeds": 0, "twin_of": 4, "proxy_accuracy": None,
+            "accuracy": None, "accuracy_se": None, "divergence": None, "latency_relative": None, "parameters": None, "feasible": False,
+            "on_front": False,
+        },
+        {
+            "student": "0", "role": "baseline no-kd", "trial": 0, "seeds": 2, "twin_of": None, "proxy_accuracy": 0.75, "accuracy": 0.79,
+            "accuracy_se": 0.012, "divergence": 0.09, "latency_relative": 0.52, "parameters": 9_000_000, "feasible": False,
+            "on_front": False,
+        },
+    ],
+    "sentences": ["The proxy ranks these students poorly."],
+}  # fmt: skip

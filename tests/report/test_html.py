@@ -1,12 +1,13 @@
+import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 
 import pytest
-from synthetic_study import EXPORT, FACTS, study_records, write_study
+from synthetic_study import CONFIRMED, EXPORT, FACTS, study_records, write_study
 
-from kdsearch.report import front, html
+from kdsearch.report import front, html, study_folder
 
 BROWSER = shutil.which("chromium")
 OFFLINE = (
@@ -91,6 +92,21 @@ def test_everything_from_people_is_escaped(tmp_path):
     page = html.page(write_study(tmp_path, found, facts, [{**EXPORT, "trial": EVIL}]))
     assert "<script>alert(1)" not in page
     assert EVIL in " ".join(checked(page).text)
+
+
+def with_confirmed(study, document):
+    (study.path / "confirmed.json").write_text(json.dumps(document), encoding="utf-8")
+    return " ".join(" ".join(checked(html.page(study_folder.load(study.path))).text).split())
+
+
+def test_the_front_by_full_trainings_stands_where_there_is_one(study):
+    assert "by full trainings" not in html.page(study)
+    text = with_confirmed(study, CONFIRMED)
+    numbers = "front * 4 0.840 ± 0.012 0.812 0.031 5.00x 4.20M 2"
+    for part in [numbers, "not trained", "baseline no-kd (breaks a limit)", "ranks these students poorly"]:
+        assert part in text, part
+    evil = {**CONFIRMED, "steps": EVIL, "sentences": [EVIL], "students": [{**CONFIRMED["students"][0], "role": EVIL, "trial": EVIL}]}
+    assert with_confirmed(study, evil).count(EVIL) == 4
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from kdsearch.report import study_folder, tables
-from tests.report.synthetic_study import study_records, write_study
+from tests.report.synthetic_study import CONFIRMED, study_records, write_study
 
 
 @pytest.mark.parametrize(("width", "spared"), [(80, 6), (100, 4), (120, 3), (200, 0)])
@@ -19,3 +19,14 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_ones(width: int, spared:
     missing = [name for name in tables.COLUMNS if name and name not in said]
     assert missing == [name for name in tables.COLUMNS if name in tables.SPARED[: len(missing)]]
     assert len(missing) <= spared
+
+
+def test_the_full_trainings_and_what_they_say() -> None:
+    text = StringIO()
+    tables.show_confirmed(CONFIRMED, "reviews", Console(file=text, width=80))
+    said = text.getvalue()
+    assert "reviews: 3000 steps, 2 seeds" in said
+    row = next(line for line in said.splitlines() if "front *" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["front *", "4", "0.840 ± 0.012", "0.812", "0.031", "5.00x", "4.20M", "2"]
+    assert "not trained" in said
+    assert said.endswith("The proxy ranks these students poorly.\n")

@@ -1,0 +1,225 @@
+"""Which score of a short distillation ranks students as their full distillation does, and after how many steps.
+
+Reads what benchmarks/record_curves.py recorded: candidates spread over the latencies, trained at full length with several seeds, and for
+short proxies. Every score at every recorded step of the shortest proxy, and at the end of the longer ones, is held against the full
+accuracy and the full divergence (means over the seeds) by Kendall's tau-b: over all pairs, and over pairs within latency bins of at least
+four, since a search compares students that are about equally fast. Beside them stand the parameters, the FLOPs and the latency, which cost
+no training, and the ceiling: what two seeds of the full training agree by.
+
+    python benchmarks/proxy.py [--curves benchmarks/curves/quickstart.jsonl] [--out benchmarks/proxy.md]
+
+Trains nothing. The last line is JSON.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdsearch.fidelity import LEAST, Agreement, Estimate, agreement, ceiling
+
+ROOT = Path(__file__).parents[1]
+PROXY, FULL, COMPLETE = "proxy", "full", "complete"
+SCORES = {"accuracy": 1, "divergence": -1, "calibrated_divergence": -1, "log_loss": -1}  # the sign that makes more better
+SIZES = {"parameters": "parameters", "flops": "FLOPs", "latency": "latency"}
+TRUTHS = {"accuracy": "full accuracy", "divergence": "full divergence"}
+PREFERRED_SEEDS = (1, 0)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """One way to rank: its name, how many candidates have it, and its agreement with each truth."""
+
+    name: str
+    count: int
+    with_truth: dict[str, Agreement]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The candidates with full trainings: for each number its full rows, and its rows of each proxy length, the preferred seed first."""
+
+    full: dict[int, list[Row]]
+    proxies: dict[int, dict[int, Row]]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The candidates."""
+        return sorted(self.full)
+
+    def truth(self, name: str) -> dict[int, float]:
+        """A score at the end of the full training, the mean over the seeds; more is better."""
+        return {number: SCORES[name] * float(np.mean([last(row)[name] for row in rows])) for number, rows in self.full.items()}
+
+    def latency(self) -> dict[int, float]:
+        """Relative latency, the median over the full trainings."""
+        return {number: float(np.median([row["latency"] for row in rows])) for number, rows in self.full.items()}
+
+
+def last(row: Row) -> dict[str, float]:
+    """The scores at the end of a training."""
+    return row["curve"][str(row["of"])]
+
+
+def recorded(rows: Sequence[Row]) -> Recorded:
+    """Full trainings that came to their end, and the proxies of the same candidates.
+
+    Raises:
+        SystemExit: too few candidates to compare anything.
+    """
+    done = [row for row in rows if row["state"] == COMPLETE]
+    full = {row["number"]: list[Row]() for row in done if row["kind"] == FULL}
+    for row in sorted((row for row in done if row["kind"] == FULL), key=lambda row: row["seed"]):
+        full[row["number"]].append(row)
+    if len(full) < LEAST:
+        raise SystemExit(f"{len(full)} candidates have a full training; {LEAST} are needed: let benchmarks/record_curves.py go on")
+    proxies: dict[int, dict[int, Row]] = {}
+    for seed in reversed(PREFERRED_SEEDS):
+        for row in done:
+            if (row["kind"], row["seed"]) == (PROXY, seed) and row["number"] in full:
+                proxies.setdefault(row["of"], {})[row["number"]] = row
+    return Recorded(full, proxies)
+
+
+def told(name: str, values: dict[int, float], found: Recorded) -> Told:
+    """How well some values rank the candidates that have them."""
+    numbers, latency = [number for number in found.numbers if number in values], found.latency()
+    return Told(name, len(numbers), {truth: _held(values, found.truth(truth), latency, numbers) for truth in TRUTHS})
+
+
+def _held(values: dict[int, float], truth: dict[int, float], latency: dict[int, float], numbers: list[int]) -> Agreement:
+    return agreement(*([column[number] for number in numbers] for column in (values, truth, latency)))
+
+
+def rankings(found: Recorded) -> list[Told]:
+    """Every score of the shortest proxy at each of its steps, of the longer ones at their end, and the sizes."""
+    lines = []
+    for length, rows in sorted(found.proxies.items()):
+        marks = sorted({int(step) for row in rows.values() for step in row["curve"]})
+        for step in marks if length == min(found.proxies) else [length]:
+            for score, sign in SCORES.items():
+                at = {number: row["curve"].get(str(step), {}) for number, row in rows.items()}
+                values = {number: sign * scores[score] for number, scores in at.items() if score in scores}
+                lines.append(told(f"{score}, step {step} of {length}", values, found))
+    for key, name in SIZES.items():
+        lines.append(told(name, {number: float(rows[0][key]) for number, rows in found.full.items()}, found))
+    return lines
+
+
+def ceilings(found: Recorded) -> dict[str, dict[str, float | None]]:
+    """tau between seeds of the full training, over all and within latency bins, of the candidates that have every seed."""
+    most = max(len(rows) for rows in found.full.values())
+    whole = [number for number in found.numbers if len(found.full[number]) == most]
+    latency = [found.latency()[number] for number in whole]
+    seeds = {name: [[SCORES[name] * last(row)[name] for row in found.full[number]] for number in whole] for name in TRUTHS}
+    return {name: {"all": ceiling(values), "within": ceiling(values, latency)} for name, values in seeds.items()}
+
+
+def result_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """All numbers of the document."""
+    found = recorded(rows)
+    some = [row for rows in found.full.values() for row in rows]
+    return {
+        "candidates": len(found.full),
+        "steps": sorted({row["of"] for row in some}),
+        "seeds": sorted({row["seed"] for row in some}),
+        "ceiling": ceilings(found),
+        "rankings": [asdict(one) for one in rankings(found)],
+    }
+
+
+def document(result: dict[str, Any], command: str) -> str:
+    """benchmarks/proxy.md."""
+    head = "".join(f" {name}: tau | within latency bins |" for name in TRUTHS.values())
+    lines = [f"| ranked by | candidates |{head}", f"|---|---|{'---|---|' * len(TRUTHS)}"]
+    for row in result["rankings"]:
+        cells = [row["name"], str(row["count"])]
+        for name in TRUTHS:
+            cells += [_cell(Estimate(**row["with_truth"][name][part])) for part in ("tau", "tau_within")]
+        lines.append(f"| {' | '.join(cells)} |")
+    tops = [_plain(result["ceiling"][name][part]) for name in TRUTHS for part in ("all", "within")]
+    lines.append(f"| another seed of the full training (ceiling) | | {' | '.join(tops)} |")
+    return f"""# Which short distillation ranks students as the full one does
+
+`{command}`
+
+{result["date"]}; {result["machine"]}.
+
+{result["candidates"]} candidates that benchmarks/record_curves.py trained for {_listed(result["steps"])} steps (seeds
+{_listed(result["seeds"])}), and for short proxies. Kendall's tau-b with its 95 % bootstrap interval over candidates: over all pairs, and
+over pairs within latency bins of at least four candidates. Divergences and the log loss count with their sign turned, so that more is
+better.
+
+{chr(10).join(lines)}
+
+{" ".join(conclusions(result))}
+
+## What limits it
+
+One teacher and one task. The intervals are those of few candidates and wide, and the best of many rows is flattered by chance. Rows share
+their candidates, so that two of them may differ by less than their intervals and yet differ. The same validation rows score
+the proxy and the full training.
+"""
+
+
+def conclusions(result: dict[str, Any]) -> list[str]:
+    """Which score at which step ranks best, within latency bins where there are enough candidates, against sizes and ceiling."""
+    said = []
+    for truth, name in TRUTHS.items():
+        within = any(row["with_truth"][truth]["tau_within"]["value"] is not None for row in result["rankings"])
+        part, where = ("tau_within", "within latency bins") if within else ("tau", "over all")
+        known = [(row["with_truth"][truth][part]["value"], row["name"]) for row in result["rankings"]]
+        sizes = [one for one in known if one[0] is not None and one[1] in SIZES.values()]
+        scores = [one for one in known if one[0] is not None and one[1] not in SIZES.values()]
+        if scores and sizes:
+            best, size, top = max(scores), max(sizes), result["ceiling"][truth]["within" if within else "all"]
+            seeds = "" if top is None else f"; two seeds agree by {top:.2f}"
+            said.append(
+                f"The {name} is ranked best, {where}, by {best[1]} ({best[0]:.2f}; of the sizes by {size[1]}, {size[0]:.2f}{seeds})."
+            )
+    return said
+
+
+def _cell(found: Estimate) -> str:
+    if found.value is None or found.low is None or found.high is None:
+        return "–"
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def main() -> None:
+    """Rank, and write the table."""
+    parser = argparse.ArgumentParser(description="How well short distillations rank students, by recorded trainings.")
+    parser.add_argument("--curves", type=Path, default=ROOT / "benchmarks" / "curves" / "quickstart.jsonl")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "proxy.md")
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.curves.read_text(encoding="utf-8").splitlines()]
+    result = {
+        **result_of(rows),
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, numpy {np.__version__}; it ranks only, the trainings were recorded",
+        "date": datetime.date.today().isoformat(),
+    }
+    options.out.write_text(document(result, shlex.join(["python", *sys.argv])), encoding="utf-8")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

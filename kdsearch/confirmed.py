@@ -1,0 +1,226 @@
+"""The finalists' full trainings: which are to be done, which are there, and the front and the fidelity that they make.
+
+Each training is a line of confirmed.jsonl as soon as it is done, so that a command that was stopped, or is called again with more seeds,
+trains only what is missing. confirmed.json is derived from these lines. Accuracy is that of validation; the test rows are for the export.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean, median, variance
+from threading import Lock
+from typing import Any
+
+from kdsearch import fidelity, pareto, records
+from kdsearch.candidate import Candidate, from_dict
+from kdsearch.fidelity import Fidelity
+from kdsearch.finalists import finalists, twin_without_kd
+from kdsearch.records import COMPLETE, Measurement, Record
+
+LINES, TABLE = "confirmed.jsonl", "confirmed.json"
+FRONT, NEAR = "front", "near the front"
+
+
+@dataclass(frozen=True)
+class Student:
+    """Who is trained in full: its role, its trial and short distillation where it has them, and whose twin without distillation it is."""
+
+    role: str
+    candidate: Candidate
+    trial: int | None = None
+    short: Measurement | None = None
+    twin_of: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in every session."""
+        return f"no-kd twin of {self.twin_of}" if self.trial is None else str(self.trial)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One full training."""
+
+    student: Student
+    seed: int
+    steps: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What tells it from the others, in every session."""
+        return self.student.name, self.seed, self.steps
+
+
+@dataclass(frozen=True)
+class Line:
+    """A full training that was done: whose, with which seed, for how many steps, and what was found."""
+
+    student: str
+    seed: int
+    steps: int
+    found: Measurement
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """That of the job."""
+        return self.student, self.seed, self.steps
+
+
+class Store:
+    """The lines of a study's confirmed.jsonl; added one by one, from several threads. A line that a kill cut off is dropped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.lock = folder / LINES, Lock()
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            records.write_text(self.path, whole)
+        self.lines = [_line(json.loads(one)) for one in whole.splitlines()]
+
+    def add(self, job: Job, found: Measurement) -> None:
+        """Keep what a training found, on disk at once."""
+        one = job.student
+        head = {"student": one.name, "trial": one.trial, "seed": job.seed, "of": job.steps}
+        row = {**head, **asdict(found), "candidate": one.candidate.to_dict()}
+        with self.lock, self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+            self.lines.append(_line(row))
+
+    def missing(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs without a training that came to its end; one that failed is tried again."""
+        done = {line.key for line in self.lines if line.found.state == COMPLETE}
+        return [job for job in jobs if job.key not in done]
+
+
+def students(able: Sequence[Record], knee: int, yardsticks: Sequence[Record], count: int, reference: tuple[float, float]) -> list[Student]:
+    """Up to ``count`` finalists of those that may stand on a front, the knee pick among them; its twin without distillation; the baselines.
+
+    A twin that is one of the others is trained once.
+    """
+    accuracy, latency = ([getattr(one.measurement, name) for one in able] for name in ("accuracy", "latency_relative"))
+    best = {record.trial for record, on in zip(able, pareto.front(accuracy, latency), strict=True) if on}
+    pick = next(record for record in able if record.trial == knee)
+    chosen = [pick, *(record for record in finalists(able, len(able), reference) if record.trial != knee)][:count]
+    numbers = {record.trial for record in chosen}
+    found = [_student(record, FRONT if record.trial in best else NEAR) for record in chosen]
+    found += [_student(record, "") for record in yardsticks if record.trial not in numbers]
+    twin = Student(f"no-kd twin of {knee}", twin_without_kd(from_dict(pick.candidate)), twin_of=knee)
+    same = [index for index, one in enumerate(found) if one.candidate.key() == twin.candidate.key()]
+    if not same:
+        return [*found, twin]
+    if (index := same[0]) > 0:  # the pick is the first, and may be trained on the labels alone itself
+        found[index] = replace(found[index], role=f"{found[index].role}, {twin.role}", twin_of=knee)
+    return found
+
+
+def document(store: Store, jobs: Sequence[Job], proxy_steps: int, reference: tuple[float, float]) -> dict[str, Any]:
+    """The content of confirmed.json: a row for each student of these jobs, what they tell of the proxy, and that in words.
+
+    A student's accuracy, divergence and latency are the mean, the mean and the median over its seeds; the standard error of its accuracy
+    is sqrt(variance of the seeds / seeds + mean error over rows^2). Whether it is inside a limit, the median over its seeds decides.
+    """
+    lines = {line.key: line.found for line in store.lines if line.found.state == COMPLETE}
+    trained = {job.student.name: (job.student, list[Measurement]()) for job in jobs}
+    for job in jobs:
+        if job.key in lines:
+            trained[job.student.name][1].append(lines[job.key])
+    rows = [_row(student, found) for student, found in trained.values()]
+    accuracy, latency = ([row[name] if row["feasible"] else math.nan for row in rows] for name in ("accuracy", "latency_relative"))
+    rows = [{**row, "on_front": bool(on)} for row, on in zip(rows, pareto.front(accuracy, latency), strict=True)]
+    seeds = sorted({job.seed for job in jobs}, key=[job.seed for job in jobs].index)
+    whole = [(student, found) for student, found in trained.values() if student.short and len(found) == len(seeds)]
+    told = _fidelity(whole, proxy_steps, reference)
+    return {
+        "steps": jobs[0].steps,
+        "seeds": seeds,
+        "students": sorted(rows, key=lambda row: math.inf if row["latency_relative"] is None else row["latency_relative"]),
+        "fidelity": asdict(told),
+        "sentences": [*fidelity.in_words(told), *_worth(rows)],
+    }
+
+
+def _fidelity(whole: Sequence[tuple[Student, list[Measurement]]], proxy_steps: int, reference: tuple[float, float]) -> Fidelity:
+    """Of the students that have a short distillation and all their full ones; the regret is among those inside the limits."""
+    seeds = [[found.accuracy or 0.0 for found in some] for _, some in whole]
+    full, latency = [mean(some) for some in seeds], [_median(some, "latency_relative") for _, some in whole]
+    short = [student.short.accuracy or 0.0 for student, _ in whole if student.short]
+    inside = [index for index, (_, some) in enumerate(whole) if _feasible(some)]
+    sizes = {name: [getattr(some[0], name) or 0.0 for _, some in whole] for name in ("parameters", "flops")}
+    among = [[values[index] for index in inside] for values in (short, full, latency)]
+    return Fidelity(
+        steps=proxy_steps,
+        count=len(whole),
+        proxy=fidelity.agreement(short, full, latency),
+        parameters=fidelity.agreement(sizes["parameters"], full, latency),
+        flops=fidelity.agreement(sizes["flops"], full, latency),
+        ceiling=fidelity.ceiling(seeds) if whole else None,
+        regret=fidelity.regret(*among, reference),
+        reference=reference,
+    )
+
+
+def _worth(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What distillation is worth to the knee pick, against its twin."""
+    by_name = {row["student"]: row for row in rows}
+    said = []
+    for twin in (row for row in rows if row["twin_of"] is not None):
+        pick = by_name[str(twin["twin_of"])]
+        if twin["accuracy"] is not None and pick["accuracy"] is not None:
+            gain, error = pick["accuracy"] - twin["accuracy"], math.hypot(pick["accuracy_se"], twin["accuracy_se"])
+            said.append(
+                f"Trial {pick['trial']} without distillation, on the labels alone, has {twin['accuracy']:.3f}: distillation is worth "
+                f"{100 * gain:+.1f} ± {100 * error:.1f} points."
+            )
+    return said
+
+
+def _row(student: Student, some: Sequence[Measurement]) -> dict[str, Any]:
+    """A student's line of the table; what is not measured is None."""
+    head = {"student": student.name, "role": student.role, "trial": student.trial, "seeds": len(some)}
+    before = student.short
+    row = {
+        **head,
+        "twin_of": student.twin_of,
+        "proxy_accuracy": before.accuracy if before else None,
+        "accuracy": None,
+        "accuracy_se": None,
+        "divergence": None,
+        "latency_relative": None,
+        "parameters": None,
+        "flops": None,
+        "feasible": _feasible(some),
+        "candidate": student.candidate.to_dict(),
+    }
+    if not some:
+        return row
+    accuracies = [found.accuracy or 0.0 for found in some]
+    between = variance(accuracies) / len(some) if len(some) > 1 else 0.0
+    return row | {
+        "accuracy": mean(accuracies),
+        "accuracy_se": math.sqrt(between + mean(found.accuracy_se or 0.0 for found in some) ** 2),
+        "divergence": mean(found.divergence or 0.0 for found in some),
+        "latency_relative": _median(some, "latency_relative"),
+        "parameters": some[0].parameters,
+        "flops": some[0].flops,
+    }
+
+
+def _feasible(some: Sequence[Measurement]) -> bool:
+    """Whether the median training breaks no limit."""
+    return bool(some) and all(median(over) <= 0 for over in zip(*(found.violations for found in some), strict=True))
+
+
+def _median(some: Sequence[Measurement], name: str) -> float:
+    return median(getattr(found, name) for found in some)
+
+
+def _student(record: Record, role: str) -> Student:
+    name = f"baseline {record.baseline}" if record.baseline else ""
+    return Student(", ".join(filter(None, (role, name))), from_dict(record.candidate), record.trial, record.measurement)
+
+
+def _line(row: dict[str, Any]) -> Line:
+    return Line(row["student"], row["seed"], row["of"], records.from_dict(row).measurement)
