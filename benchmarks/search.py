@@ -35,9 +35,8 @@ from kdsearch.candidate import Architecture, Candidate
 from kdsearch.order import Order
 from kdsearch.records import COMPLETE, REFUSED, STOPPED, Measurement, Record
 from kdsearch.space_file import SearchSpace
-from kdsearch.steady import steadied
 
-AT, ROWS = (0.25, 0.5, 1.0), 1333
+AT = (0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +69,7 @@ class Ledger:
 
     problem: Problem
     spent: float = 0.0
-    found: list[tuple[float, float, float, float, float]] = field(default_factory=list)
-    steadied: bool = False
+    found: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def charge(self, steps: float, scorings: int) -> None:
         """Count a training."""
@@ -85,12 +83,7 @@ class Ledger:
 
     def at(self, share: float) -> float:
         """Hypervolume of the truth of the observed front at a share of the budget."""
-        then = [row for row in self.found if row[0] <= share * self.problem.budget]
-        if self.steadied and then:
-            values = np.array([row[1] for row in then])
-            better = steadied(values, np.sqrt(values * (1 - values) / ROWS), [row[4] for row in then])
-            then = [(row[0], float(value), *row[2:]) for row, value in zip(then, better, strict=True)]
-        then = [row for row in then if row[1] >= self.problem.least]
+        then = [row for row in self.found if row[0] <= share * self.problem.budget and row[1] >= self.problem.least]
         on = pareto.front([row[1] for row in then], [row[3] for row in then])
         return self.problem.hypervolume([(row[2], row[3]) for row, mask in zip(then, on, strict=True) if mask])
 
@@ -110,7 +103,6 @@ def ours(problem: Problem, seed: int, changes: dict[str, Any]) -> Ledger:
     """kdsearch's own engine, with its defaults but for ``changes``."""
     ledger, plan, space = Ledger(problem), check.open_files(Path("studies/quickstart.yaml")).spec.search, problem.replay.space
     starts = guesses.guesses(space, problem.teacher, problem.limit) if changes.pop("guesses", True) else []
-    ledger.steadied = changes.pop("steadied", False)
     plan = plan.model_copy(update={"minutes": problem.budget / 60, "trials": None, "seed": seed, "baselines": False, **changes})
 
     def objective(order: Order) -> Measurement:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from kdsearch.candidate import Candidate, from_dict
-from kdsearch.records import COMPLETE, FAILED, Record
+from kdsearch.records import COMPLETE, FAILED, STOPPED, Record
 from kdsearch.study_file import Search
 
 QUIET_SECONDS = 10.0
@@ -95,6 +95,8 @@ def line(record: Record) -> str:
         return f"{head}the same student as trial {record.duplicate_of}: not trained again"
     if found.state == FAILED:
         return f"{head}failed: {found.reason}  ({words})"
+    if found.state == STOPPED:
+        return f"{head}{found.reason}  ({words})  {found.seconds:.0f} s"
     if found.state != COMPLETE:
         return f"{head}refused: {found.reason}  ({words})"
     speed = f"{1 / (found.latency_relative or 1):.2f}x faster" if found.latency_relative else ""

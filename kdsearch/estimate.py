@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
-from kdsearch import calibration, cost, search_space, teacher
+from kdsearch import calibration, cost, rungs, samplers, search_space, teacher
 from kdsearch.check import Study
 from kdsearch.machine import matrix_product_rate
 from kdsearch.space_file import Choice, Float, Int, OneOf
 from kdsearch.students import reading, vocabulary
 from kdsearch.students.build import skeleton
 from kdsearch.students.families import architecture_of, narrow
-from kdsearch.study_file import Search
+from kdsearch.study_file import Search, StudySpec
 from kdsearch.tasks import batches, data
 
 CANDIDATES, SAMPLE_ROWS = 200, 500
@@ -52,6 +52,7 @@ def describe(study: Study) -> dict[str, str]:
     kept = [item for item in drawn if spec.limits.parameters is None or counts[item.architecture] <= spec.limits.parameters]
     tokens = spec.proxy.steps * spec.proxy.batch_tokens
     trial = float(np.mean([tokens * 3 * per_token(configs[item.architecture]) / rate for item in kept])) if kept else 0.0
+    sampler, (share, words) = samplers.kind(spec.search), _rungs(spec)
     return {
         "teacher": f"{spec.teacher.model}: {cost.parameters(config) / 1e6:.1f}M parameters, {shape.layers} layers x {shape.width}",
         "data": f"{len(rows.train.texts)} train, {len(rows.validation.texts)} validation, {len(rows.test.texts)} test, "
@@ -63,10 +64,19 @@ def describe(study: Study) -> dict[str, str]:
         **_vocabularies(study, tokenizer, rows),
         "before": f"about {', '.join(f'{seconds / 60:.1f} min of {what}' for what, seconds in once.items() if seconds)}, "
         "once (kept for later runs)",
-        "search": f"{spec.search.minutes:g} min with the {spec.search.sampler} sampler, {spec.proxy.steps} steps each: "
-        f"about {trial:.0f} s a candidate without limits, {_candidates(spec.search, trial)}",
+        "search": f"{spec.search.minutes:g} min with the {sampler} sampler, {spec.proxy.steps} steps each{words}: "
+        f"about {share * trial:.0f} s a candidate without limits, {_candidates(spec.search, share * trial)}",
         "output": str(study.folder),
     }
+
+
+def _rungs(spec: StudySpec) -> tuple[float, str]:
+    """The mean share of the proxy's steps of a candidate, if as many are stopped at each rung as eta says; and the rungs in words."""
+    at, eta = rungs.at(spec.search.rungs, spec.proxy.steps), spec.search.eta
+    ends = [*at, spec.proxy.steps]
+    mean = sum((end - start) * eta**-number for number, (start, end) in enumerate(zip([0, *at], ends, strict=True)))
+    words = f" but for those that are stopped after {' or '.join(map(str, at))} (the best 1/{eta:g} go on)" if at else ""
+    return mean / spec.proxy.steps, words
 
 
 def _candidates(plan: Search, seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kdsearch.records import COMPLETE, FAILED, Record
+from kdsearch.records import COMPLETE, FAILED, STOPPED, Record
 from kdsearch.study_file import Search
 
 
@@ -11,7 +11,7 @@ def on_pick(record: Record) -> str | None:
     found = record.measurement
     if record.feasible:
         return None
-    what = "failed" if found.state == FAILED else "breaks a limit of the study" if found.state == COMPLETE else "was refused"
+    what = {FAILED: "failed", COMPLETE: "breaks a limit of the study", STOPPED: "was stopped at a rung"}.get(found.state, "was refused")
     return f"Trial {record.trial} {what}{f' ({found.reason})' if found.reason else ''}; it is distilled all the same."
 
 

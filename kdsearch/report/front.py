@@ -6,7 +6,7 @@ from typing import Any
 
 from kdsearch import pareto
 from kdsearch.candidate import from_dict
-from kdsearch.records import COMPLETE, FAILED, REFUSED, Record
+from kdsearch.records import COMPLETE, FAILED, REFUSED, STOPPED, Record
 from kdsearch.report.study_folder import StudyFolder
 
 REFERENCE_LATENCY = 1.0  # the teacher's own: a student that is no faster adds nothing to the hypervolume
@@ -111,7 +111,7 @@ def axes(found: Sequence[Record]) -> tuple[list[float], list[float]]:
 def counts(found: Sequence[Record]) -> dict[str, int]:
     """Trials by how they ended; a duplicate is counted as that alone."""
     fresh = [record.measurement.state for record in found if record.duplicate_of is None]
-    ended = {state: fresh.count(state) for state in (COMPLETE, REFUSED, FAILED)}
+    ended = {state: fresh.count(state) for state in (COMPLETE, STOPPED, REFUSED, FAILED)}
     return {**ended, "duplicates": len(found) - len(fresh)}
 
 

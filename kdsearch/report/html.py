@@ -10,7 +10,7 @@ from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
 from kdsearch import guideline
-from kdsearch.records import COMPLETE, FAILED, REFUSED, write_text
+from kdsearch.records import COMPLETE, FAILED, REFUSED, STOPPED, write_text
 from kdsearch.report import figures, front
 from kdsearch.report.front import Row
 from kdsearch.report.study_folder import StudyFolder
@@ -56,7 +56,8 @@ def _lead(folder: StudyFolder) -> str:
     measured = (
         f"accuracy {_with_error(teacher.get('accuracy'), teacher.get('accuracy_se'))}, {_number(teacher.get('latency_ms'), '.2f')} ms"
     )
-    ended = f"{counts[COMPLETE]} trained, {counts[REFUSED]} refused before training, {counts[FAILED]} failed"
+    ended = f"{counts[COMPLETE]} trained, {counts[STOPPED]} stopped at a rung, {counts[REFUSED]} refused before training"
+    ended += f", {counts[FAILED]} failed"
     return f"Students of <b>{escape(str(teacher['model']))}</b> ({measured}): {ended}, {counts['duplicates']} proposed again."
 
 
@@ -170,7 +171,11 @@ def _guideline(folder: StudyFolder) -> str:
 
 
 def _untrained(folder: StudyFolder) -> str:
-    states = {REFUSED: "refused: breaks a limit, found before training", FAILED: "failed"}
+    states = {
+        STOPPED: "stopped at a rung: others of their latency were closer to the teacher",
+        REFUSED: "refused: breaks a limit, found before training",
+        FAILED: "failed",
+    }
     parts = []
     for state, title in states.items():
         some = [record for record in folder.records if record.measurement.state == state and record.duplicate_of is None]

@@ -21,7 +21,7 @@ class NoNoise:
 def test_document_holds_the_contract(study):
     content = json.loads(json.dumps(front.document(study)))
     assert list(content) == ["study", "teacher", "front", "picks", "baselines", "counts", "hypervolume"]
-    assert content["counts"] == {"complete": 20, "refused": 8, "failed": 1, "duplicates": 1}
+    assert content["counts"] == {"complete": 20, "stopped": 0, "refused": 8, "failed": 1, "duplicates": 1}
     assert sum(content["counts"].values()) == 30
     assert [one["baseline"] for one in content["baselines"]] == ["no-kd", "distilbert", "tinybert"]
     latencies = [one["latency_relative"] for one in content["front"]]
