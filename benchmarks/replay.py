@@ -101,7 +101,12 @@ class Replay:
     @cached_property
     def marks(self) -> tuple[int, ...]:
         """The numbers of steps at which every training was scored."""
-        return tuple(sorted(int(step) for step in self.trained[0]["curve"]))
+        return tuple(sorted(int(step) for step in self.whole[0]["curve"]))
+
+    @cached_property
+    def whole(self) -> list[dict[str, Any]]:
+        """Those of the trained that have every score; the first ones were recorded before there was a calibrated divergence."""
+        return [row for row in self.trained if all(name in scores for scores in row["curve"].values() for name in SCORES)]
 
     def candidate(self, row: dict[str, Any]) -> Candidate:
         """The candidate of a row."""
@@ -119,14 +124,24 @@ class Replay:
         return (np.array([features(candidate) for candidate in candidates]) - middle) / spread
 
     def recorded(self, name: str) -> Array:
-        """Scores [trained, marks]."""
-        return np.array([[row["curve"][str(step)][name] for step in self.marks] for row in self.trained])
+        """Scores [rows, marks], the accuracy's logit or a divergence's logarithm, of the rows that have them."""
+        rows = self.whole if name.startswith("calibrated") else self.trained
+        return scaled(name)(np.array([[row["curve"][str(step)][name] for step in self.marks] for row in rows]))
 
     @cached_property
     def models(self) -> dict[str, "Model"]:
-        """Of the logit of the accuracy, and of the logarithms of the divergences."""
-        x = self.inputs([self.candidate(row) for row in self.trained])
-        return {name: fitted(x, (logit if name == "accuracy" else np.log)(self.recorded(name))) for name in SCORES}
+        """One for each score."""
+        rows = {name: self.whole if name.startswith("calibrated") else self.trained for name in SCORES}
+        return {name: fitted(self.inputs([self.candidate(row) for row in rows[name]]), self.recorded(name)) for name in SCORES}
+
+    @cached_property
+    def residuals(self) -> dict[str, Array]:
+        """Leave-one-out residuals [whole, marks] of each score."""
+        place = {row["number"]: index for index, row in enumerate(self.trained)}
+        of_whole = [place[row["number"]] for row in self.whole]
+        return {
+            name: model.residuals if name.startswith("calibrated") else model.residuals[of_whole] for name, model in self.models.items()
+        }
 
     @cached_property
     def latency_weights(self) -> Array:
@@ -143,11 +158,17 @@ class Replay:
     def curve(self, candidate: Candidate) -> Curve:
         """What a candidate's training shows; the same at every call."""
         x = self.inputs([candidate])
-        nearest = np.argsort(self.models["accuracy"].kernel(x, self.models["accuracy"].inputs)[0])[-NEAREST:]
+        near = self.models["calibrated_divergence"]
+        nearest = np.argsort(near.kernel(x, near.inputs)[0])[-NEAREST:]
         which = nearest[int(hashlib.sha256(candidate.key().encode()).hexdigest()[:8], 16) % NEAREST]
         means = {name: model.mean(x)[0] for name, model in self.models.items()}
-        seen = {name: (expit if name == "accuracy" else np.exp)(means[name] + self.models[name].residuals[which]) for name in SCORES}
+        seen = {name: (expit if name == "accuracy" else np.exp)(means[name] + self.residuals[name][which]) for name in SCORES}
         return Curve(self.marks, seen, self.latency(candidate.architecture), float(expit(means["accuracy"][-1])))
+
+
+def scaled(name: str) -> Any:
+    """What a score is modelled as."""
+    return logit if name == "accuracy" else np.log
 
 
 @dataclass(frozen=True)

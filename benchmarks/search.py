@@ -125,7 +125,9 @@ def ours(problem: Problem, seed: int, changes: dict[str, Any]) -> Ledger:
             at_rung[str(step)] = early
             if not order.rungs.goes_on(step, early["calibrated_divergence"], curve.latency):
                 ledger.charge(step, len(at_rung))
-                return Measurement(STOPPED, violations=_violations(curve, problem, early), steps=step, rungs=at_rung, **early, **known)
+                return Measurement(
+                    STOPPED, violations=(curve.latency / problem.limit - 1, 0.0), steps=step, rungs=at_rung, **early, **known
+                )
         ledger.charge(problem.replay.steps, len(at_rung) + 1)
         ledger.keep(curve)
         last = _scores(curve, problem.replay.steps)
@@ -145,6 +147,7 @@ def ours(problem: Problem, seed: int, changes: dict[str, Any]) -> Ledger:
             lambda record: "",
             starts=starts,
             rungs=rungs.at(plan.rungs, problem.replay.steps),
+            least=problem.least,
         )
         search.search(study, around, objective, Quiet(), clock=lambda: ledger.spent)
     return ledger
@@ -258,12 +261,10 @@ OURS: dict[str, dict[str, Any]] = {
     "kdsearch, no guesses": {"guesses": False},
     "kdsearch, no rungs": {"rungs": ()},
     "kdsearch, random with rungs": {"sampler": "random", "guesses": False},
-    "kdsearch, no random share": {"random_share": 0.0},
-    "tpe r.5": {"rungs": (0.5,)},
-    "tpe r.5 rs0": {"rungs": (0.5,), "random_share": 0.0},
-    "steady front": {"steadied": True},
-    "tpe norungs": {"rungs": ()},
-    "tpe norungs steady": {"rungs": (), "steadied": True},
+    "v r.5": {"rungs": (0.5,)},
+    "v r.375": {"rungs": (0.375,)},
+    "v r.25e3": {"rungs": (0.25,), "eta": 3.0},
+    "v norungs rs0": {"rungs": (), "random_share": 0.0},
 }
 SYNE_TUNE = ["syne-tune MO-ASHA", "syne-tune MO-REA", "syne-tune random"]
 
@@ -282,7 +283,7 @@ def run(problem: Problem, name: str, seed: int, python: str) -> list[float]:
 def problem_of(study: check.Study, curves: Path, facts: dict[str, Any]) -> Problem:
     """The study's search over the curves; what scoring and building cost is what it cost when they were recorded."""
     replay = Replay.read(curves, study.space, study.spec.proxy.steps)
-    stages = [row["stages"] for row in replay.trained]
+    stages = [row["stages"] for row in replay.whole]
     step = sum(stage["training"] for stage in stages) / len(stages) / replay.steps
     scoring = sum(stage["scoring"] for stage in stages) / len(stages) / len(replay.marks)
     building = sum(stage["building"] + stage["latency"] for stage in stages) / len(stages)

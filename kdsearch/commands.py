@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -54,22 +54,27 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
         count, hand_made = _workers_as_before(study, store), _baselines(study)
         known = search.in_order(study_store.stored_records(store))
         extra = list(hand_made.values())
-        with Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0)) as display:
+        with (
+            Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0)) as display,
+            workers.Workers(None, count, display.progress) if count > 1 else nullcontext() as crew,  # they import while this prepares
+        ):
             bench = objective.prepare(study.spec, study.space, study.base, extra, display.progress)
             study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
+            if crew:
+                crew.load(_lesson(study, bench, extra))
+            bench.facts["teacher"] |= objective.teacher_latency(bench)  # while the workers wait
             _write_facts(study, bench, count)
             console.print(_introduction(bench), highlight=False)
 
             def evaluate(order: Order) -> records.Measurement:
                 return objective.evaluate(order, bench, display.progress)
 
-            around, lesson = _surroundings(study, bench, hand_made), _lesson(study, bench, extra)
+            around = _surroundings(study, bench, hand_made)
             try:
-                if count == 1:
+                if crew is None:
                     search.search(store, around, evaluate, display)
                 else:
-                    with workers.Workers(lesson, count, display.progress) as crew:
-                        search.search(store, around, crew.evaluate, display, count + 1)  # one is asked for before it is needed
+                    search.search(store, around, crew.evaluate, display, count + 1)  # one is asked for before it is needed
             finally:
                 _write_results(study.folder, store, console)
     return study.folder
@@ -231,6 +236,7 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -
         hand_made,
         guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
         rungs.at(study.spec.search.rungs, study.spec.proxy.steps),
+        objective.least_accuracy(bench),
     )
 
 

@@ -41,7 +41,7 @@ def guesses(space: SearchSpace, teacher: Architecture, limit: float | None) -> l
 
 
 def expected_latency(shape: Architecture, teacher: Architecture) -> float:
-    """About the latency relative to the teacher: layers / layers of the teacher * (1/4 + 3/4 * matrix products of a layer / the teacher's)."""
+    """About the latency relative to the teacher: its share of the layers * (1/4 + 3/4 * its share of a layer's matrix products)."""
     products = _products(shape) / shape.layers / (_products(teacher) / teacher.layers)
     return shape.layers / teacher.layers * (FIXED + (1 - FIXED) * products)
 

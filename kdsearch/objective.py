@@ -1,5 +1,6 @@
 """Candidate --> Measurement: the only place that states the order of the stages."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +37,8 @@ from kdsearch.target.latency import Latency, measure
 from kdsearch.tasks import data, metrics, pool
 from kdsearch.tasks.batches import Batch, collate
 from kdsearch.tasks.data import TaskData
+
+LATENCY = ("latency_ms", "latency_ms_low", "latency_ms_high", "latency_relative", "latency_relative_low", "latency_relative_high")
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -153,15 +156,20 @@ def evaluate(order: Order, bench: Bench, progress: Progress = silent) -> Measure
         return ended(counted, reason="; ".join(messages), violations=(*excess(counted, bench), 1.0))
     student = started(candidate, bench, order.seed)
     lap("building")
-    with bench.quiet():
-        lap("waiting")
-        timed = _with_latency(counted, measure(student, bench.teacher, bench.spec.target, order.seed))
-    lap("latency")
+    if order.timed:
+        timed = replace(counted, **{name: getattr(order.timed, name) for name in LATENCY})
+    else:
+        with bench.quiet():
+            lap("waiting")
+            timed = _with_latency(counted, measure(student, bench.teacher, bench.spec.target, order.seed))
+        lap("latency")
     timed = replace(timed, violations=_violations(timed, bench))
     if (reason := broken(timed, bench)) and not order.train_anyway:
         return ended(timed, reason=reason)
     found = _taught(student, order, timed, bench, lap, progress)
-    return ended(found, violations=_violations(found, bench), reason=found.reason or broken(found, bench))
+    if found.state == STOPPED:  # what accuracy it would have had is not known
+        return ended(found)
+    return ended(found, violations=_violations(found, bench), reason=broken(found, bench))
 
 
 def _taught(
@@ -297,27 +305,31 @@ def _limited(found: Measurement, bench: Bench) -> list[tuple[str, float | None, 
     return rows
 
 
+def least_accuracy(bench: Bench) -> float:
+    """What a student of any use has: the limit relative to the teacher, and two standard errors more than the largest class would have."""
+    majority = bench.rows.majority
+    error = math.sqrt(majority * (1 - majority) / len(bench.rows.validation))
+    return max(majority + 2 * error, (bench.spec.limits.accuracy_relative or 0.0) * bench.facts["teacher"]["accuracy"])
+
+
 def _verb(name: str) -> str:
     return "is below" if name == "accuracy_relative" else "exceeds"
 
 
 def _with_latency(found: Measurement, latency: Latency) -> Measurement:
-    return replace(
-        found,
-        latency_ms=latency.ms,
-        latency_ms_low=latency.ms_low,
-        latency_ms_high=latency.ms_high,
-        latency_relative=latency.relative,
-        latency_relative_low=latency.relative_low,
-        latency_relative_high=latency.relative_high,
-    )
+    return replace(found, **{name: getattr(latency, name.removeprefix("latency_")) for name in LATENCY})
+
+
+def teacher_latency(bench: Bench) -> dict[str, float]:
+    """Milliseconds of the teacher on the target, beside itself, with their 95 % interval."""
+    found = measure(bench.teacher, bench.teacher, bench.spec.target)
+    return {"latency_ms": found.ms, "latency_ms_low": found.ms_low, "latency_ms_high": found.ms_high}
 
 
 def _facts(spec: StudySpec, model: PreTrainedModel, rows: pool.Pool, outputs: Outputs, key: str) -> dict[str, Any]:
-    """What the reports say of the teacher and the task; its latency is timed against itself, so the ratio shows the noise."""
+    """What the reports say of the teacher and the task, but for the teacher's latency."""
     predicted = outputs.arrays["logits"][rows.validation].argmax(1)
     accuracy, accuracy_se = metrics.accuracy(predicted, rows.encoded.labels[rows.validation])
-    latency = measure(model, model, spec.target)
     parameters = cost.parameters(model.config)
     return {
         "teacher": {
@@ -326,9 +338,6 @@ def _facts(spec: StudySpec, model: PreTrainedModel, rows: pool.Pool, outputs: Ou
             "architecture": asdict(architecture_of(model.config)),
             "accuracy": accuracy,
             "accuracy_se": accuracy_se,
-            "latency_ms": latency.ms,
-            "latency_ms_low": latency.ms_low,
-            "latency_ms_high": latency.ms_high,
             "parameters": parameters,
             "flops": cost.flops(model.config, spec.target.batch_size, spec.target.sequence_length),
             "bytes": cost.weight_bytes(parameters),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from kdsearch.candidate import Candidate
+from kdsearch.records import Measurement
 from kdsearch.rungs import Rungs
 from kdsearch.study_file import Training
 
@@ -12,7 +13,7 @@ class Order:
     """A candidate, the seed of its weights and of the order of its rows, and how far it is trained.
 
     ``train_anyway`` trains a yardstick that breaks a limit; ``rungs`` says whether it goes on where others have been; ``training`` is
-    the study's proxy where it is None.
+    the study's proxy where it is None; ``timed`` has the latency of another student of this shape, which needs no timing of its own then.
     """
 
     candidate: Candidate
@@ -20,3 +21,4 @@ class Order:
     train_anyway: bool = False
     rungs: Rungs = field(default_factory=Rungs)
     training: Training | None = None
+    timed: Measurement | None = None

@@ -1,8 +1,8 @@
 """Who goes on: multi-objective successive halving of the stopping type, over the steps of the proxy distillation.
 
-At a rung (a number of steps) a trial compares itself with those that came there before it, by its calibrated divergence to the teacher so far and
-by its latency, which is exact before training. It goes on when it is on the rung's front, or in the best 1/eta by front after front and,
-within a front, by distance from what is taken already. A stopped trial ends there; nothing waits for others, and nothing starts again.
+At a rung (a number of steps) a trial compares itself with those that came there before it, by its calibrated divergence to the teacher so
+far and by its latency, which is exact before training. It goes on when it is on the rung's front, or in the best 1/eta by front after front
+and, within a front, by distance from what is taken already. A stopped trial ends there; nothing waits for others, and nothing starts again.
 
 Sources: Jamieson & Talwalkar 2016 (successive halving), Li et al. 2020 (stopping in place of waiting), Schmucker et al. 2021 (fronts and
 epsilon-nets in place of one metric).
@@ -20,7 +20,7 @@ from kdsearch.pareto import front
 
 @dataclass(frozen=True)
 class Rungs:
-    """The rungs of one trial: for each number of steps what others had there, pairs of calibrated divergence (nats) and relative latency."""
+    """The rungs of one trial: for each number of steps what others had there, calibrated divergence (nats) and relative latency."""
 
     eta: float = 2.0
     seen: dict[int, Sequence[tuple[float, float]]] = field(default_factory=dict)

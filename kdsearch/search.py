@@ -18,7 +18,7 @@ import optuna
 from optuna.trial import TrialState
 
 from kdsearch import records, search_space, study_store
-from kdsearch.candidate import Candidate, from_dict
+from kdsearch.candidate import Architecture, Candidate, from_dict
 from kdsearch.order import Order
 from kdsearch.records import FAILED, Measurement, Record
 from kdsearch.rungs import Rungs
@@ -45,7 +45,8 @@ class Watcher(Protocol):
 @dataclass(frozen=True)
 class Surroundings:
     """What the engine needs besides Optuna: the plan, the domains, the accuracy of guessing, the teacher's FLOPs, the study's folder, a
-    trial's note, what is tried before chance (whole candidates, and parameters that the sampler completes), and the rungs in steps."""
+    trial's note, what is tried before chance (whole candidates, and parameters that the sampler completes), the rungs in steps, and the
+    least accuracy of a student that is any use."""
 
     plan: Search
     space: SearchSpace
@@ -56,6 +57,7 @@ class Surroundings:
     baselines: dict[str, Candidate] = field(default_factory=dict)
     starts: Sequence[dict[str, Any]] = ()
     rungs: Sequence[int] = ()
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,21 @@ class Asked:
     candidate: Candidate
     baseline: str | None
     rungs: Rungs
+    timed: Measurement | None
 
 
 @dataclass(frozen=True)
 class State:
     """Records by place, trials that run, and trials that wait for the result of one that runs: it is the same student.
 
-    ``places`` of the first record of each student by its key, and each record's line of trials.jsonl: neither is made anew at every trial.
+    ``places`` of the first record of each student by its key, each record's line of trials.jsonl, and the places that timed a shape: none
+    is made anew at every trial.
     """
 
     known: dict[int, Record] = field(default_factory=dict)
     places: dict[str, int] = field(default_factory=dict)
     lines: dict[int, str] = field(default_factory=dict)
+    shapes: dict[Architecture, list[int]] = field(default_factory=dict)
     running: dict[Future[Measurement], Asked] = field(default_factory=dict)
     held: list[Asked] = field(default_factory=list)
 
@@ -86,7 +91,15 @@ class State:
         """Know a record."""
         self.known[place], self.lines[place] = record, records.to_line(record)
         if record.duplicate_of is None:
-            self.places.setdefault(from_dict(record.candidate).key(), place)
+            candidate = from_dict(record.candidate)
+            self.places.setdefault(candidate.key(), place)
+            if record.measurement.latency_relative is not None:
+                self.shapes.setdefault(candidate.architecture, []).append(place)
+
+    def timed(self, shape: Architecture, last: int) -> Measurement | None:
+        """The first that timed a shape, of the places up to ``last``."""
+        place = min((place for place in self.shapes.get(shape, []) if place <= last), default=None)
+        return None if place is None else self.known[place].measurement
 
     def twin(self, candidate: Candidate) -> Record | None:
         """The first record of the same student."""
@@ -214,14 +227,14 @@ def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> A
         return None
     if not waiting:
         _enqueue_next(study, around)
-    study.sampler = OfTheSpace(sampler_for(around.plan, place, lag - 1), place - lag, place)
+    study.sampler = OfTheSpace(sampler_for(around.plan, place, lag - 1), place - lag, place, around.least)
     trial = study.ask()
     with together(study):
         trial.set_user_attr("place", place)
         candidate = _proposal(trial, around.space)
     before = [record for other, record in state.known.items() if other <= place - lag]
     rungs = Rungs(around.plan.eta, {step: _seen_at(step, before) for step in around.rungs})
-    return Asked(trial, place, candidate, trial.user_attrs.get("baseline"), rungs)
+    return Asked(trial, place, candidate, trial.user_attrs.get("baseline"), rungs, state.timed(candidate.architecture, place - lag))
 
 
 def _seen_at(step: int, before: Sequence[Record]) -> list[tuple[float, float]]:
@@ -233,7 +246,7 @@ def _seen_at(step: int, before: Sequence[Record]) -> list[tuple[float, float]]:
 
 def _order(asked: Asked, seed: int) -> Order:
     yardstick = asked.baseline is not None
-    return Order(asked.candidate, seed, yardstick, Rungs() if yardstick else asked.rungs)
+    return Order(asked.candidate, seed, yardstick, Rungs() if yardstick else asked.rungs, timed=asked.timed)
 
 
 def _enqueue_next(study: optuna.Study, around: Surroundings) -> None:

@@ -1,9 +1,10 @@
 """What a sampler sees of a study: the trials that were sampled from the space, in the order of their places, up to one of them.
 
 * Hand-made baselines are left out: they have no parameters, and one such trial leaves GP and NSGA-II no common space.
-* A trial that was stopped at a rung counts as complete with what it had there and what the median trial gained from there to the end.
-  Optuna gives a stopped trial of several objectives no values, so TPE would put all of them among the bad ones, or the first of them among
-  the good.
+* A trial that was stopped at a rung counts as complete with the accuracy that is expected at the end from what it had there. Optuna gives a
+  stopped trial of several objectives no values, so TPE would put all of them among the bad ones, or the first of them among the good.
+* A student that is expected below the least accuracy (the study's limit, or that of guessing) breaks a constraint: the fastest students
+  learn nothing and dominate everything by their latency, and TPE would go on to propose them.
 * What was asked for after the last place that is seen, is seen as running: its parameters are known, its result is not, whether it has
   ended or not. So proposals do not depend on who ends first, and TPE does not propose what is on its way.
 """
@@ -11,16 +12,16 @@
 import copy
 import math
 from collections.abc import Sequence
-from statistics import median
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.study_store import place_of
 
-Rungs = dict[str, dict[str, float]]
+FEWEST, TINY = 8, 1e-6
 
 
 class _Searched(optuna.Study):
@@ -35,8 +36,8 @@ class _Searched(optuna.Study):
 class OfTheSpace(BaseSampler):
     """A sampler that sees a study as this module says, for one ask, at ``place``; all trials up to the place ``last`` have ended."""
 
-    def __init__(self, inner: BaseSampler, last: float = math.inf, place: float = math.inf) -> None:
-        self.inner, self.last, self.place = inner, last, place
+    def __init__(self, inner: BaseSampler, last: float = math.inf, place: float = math.inf, least: float = 0.0) -> None:
+        self.inner, self.last, self.place, self.least = inner, last, place, least
         self.view: optuna.Study | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: Any) -> dict[str, Any]:  # noqa: D102
@@ -58,43 +59,46 @@ class OfTheSpace(BaseSampler):
         if self.view is None:
             self.view = copy.copy(study)
             self.view.__class__ = _Searched
-            self.view.seen = seen(study.get_trials(deepcopy=False), self.last, self.place)  # pyright: ignore[reportAttributeAccessIssue]
+            self.view.seen = seen(study.get_trials(deepcopy=False), self.last, self.place, self.least)  # pyright: ignore[reportAttributeAccessIssue]
         return self.view
 
 
-def seen(trials: Sequence[FrozenTrial], last: float, before: float) -> list[FrozenTrial]:
+def seen(trials: Sequence[FrozenTrial], last: float, before: float, least: float = 0.0) -> list[FrozenTrial]:
     """The trials as a sampler sees them that proposes for the place ``before``, in the order of their places."""
     sampled = [(place_of(trial), trial) for trial in trials if "baseline" not in trial.user_attrs]
     placed = [(place, trial) for place, trial in sampled if place is not None and place < before]
-    ended = [trial for place, trial in placed if place <= last]
-    gains = gained(ended)
+    lines = expectations([trial for place, trial in placed if place <= last])
     found: dict[int, FrozenTrial] = {}
     for place, trial in placed:
         # Of a trial that was interrupted and tried again, what comes later holds the place.
-        if place > last:
-            found[place] = _running(trial)
-        elif trial.state == TrialState.PRUNED:
-            found[place] = _as_complete(trial, gains)
-        else:
-            found[place] = trial
+        found[place] = _running(trial) if place > last else _ended(trial, lines, least)
     return [found[place] for place in sorted(found)]
 
 
-def gained(trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    """For each rung (steps) the median of what trials that went to the end had more accuracy there than at the rung."""
-    differences: dict[str, list[float]] = {}
+def expectations(trials: Sequence[FrozenTrial]) -> dict[int, tuple[float, float]]:
+    """For each rung (steps) the line of the accuracy at the end over the logarithm of the calibrated divergence at the rung.
+
+    Of the trials that went to the end; where these are fewer than eight, or the line does not fall, a rung has none.
+    """
+    points: dict[int, list[tuple[float, float]]] = {}
     for trial in trials:
         if trial.state == TrialState.COMPLETE:
-            for step, scores in _rungs(trial).items():
-                differences.setdefault(step, []).append(trial.values[0] - scores["accuracy"])
-    return {step: median(values) for step, values in differences.items()}
+            for step, scores in trial.user_attrs["record"].get("rungs", {}).items():
+                points.setdefault(int(step), []).append((math.log(max(scores["calibrated_divergence"], TINY)), trial.values[0]))
+    lines = {step: np.polyfit(*zip(*some, strict=True), 1) for step, some in points.items() if len(some) >= FEWEST}
+    return {step: (float(slope), float(level)) for step, (slope, level) in lines.items() if slope < 0}
 
 
-def _as_complete(trial: FrozenTrial, gains: dict[str, float]) -> FrozenTrial:
-    record = trial.user_attrs["record"]
-    shown = copy.copy(trial)
-    shown.state = TrialState.COMPLETE
-    shown.values = [record["accuracy"] + gains.get(str(record["steps"]), 0.0), math.log(record["latency_relative"])]
+def _ended(trial: FrozenTrial, lines: dict[int, tuple[float, float]], least: float) -> FrozenTrial:
+    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+        return trial
+    record, shown = trial.user_attrs["record"], copy.copy(trial)
+    if trial.state == TrialState.PRUNED:
+        slope, level = lines.get(record["steps"], (0.0, record["accuracy"]))
+        accuracy = level + slope * math.log(max(record["calibrated_divergence"], TINY))
+        shown.state, shown.values = TrialState.COMPLETE, [min(1.0, max(0.0, accuracy)), math.log(record["latency_relative"])]
+    known = trial.system_attrs.get("constraints", [])
+    shown.system_attrs = {**trial.system_attrs, "constraints": [*known, least - shown.values[0]]}
     return shown
 
 
@@ -102,7 +106,3 @@ def _running(trial: FrozenTrial) -> FrozenTrial:
     shown = copy.copy(trial)
     shown.state, shown.values = TrialState.RUNNING, None
     return shown
-
-
-def _rungs(trial: FrozenTrial) -> Rungs:
-    return trial.user_attrs.get("record", {}).get("rungs", {})

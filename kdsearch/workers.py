@@ -92,30 +92,41 @@ class Worker:
 
 
 class Workers:
-    """``count`` processes for a study, as a context manager; :meth:`evaluate` may be called from as many threads."""
+    """``count`` processes for a study, as a context manager; :meth:`evaluate` may be called from as many threads.
 
-    def __init__(self, lesson: Lesson, count: int, progress: Progress = objective.silent) -> None:
+    Without a lesson they start and import while it is prepared, and :meth:`load` gives it to them.
+    """
+
+    def __init__(self, lesson: Lesson | None, count: int, progress: Progress = objective.silent) -> None:
         self.lesson, self.count, self.progress = lesson, count, progress
         self.idle: queue.Queue[Worker | None] = queue.Queue()  # None: none will come any more
         self.all: dict[int, Worker] = {}
         self.closing = False
 
     def __enter__(self) -> "Workers":
-        """Start all and wait until they have loaded.
-
-        Raises:
-            RuntimeError: one cannot start; the message says why.
-        """
+        """Start all; with a lesson, load it too."""
         self.folder = tempfile.TemporaryDirectory(prefix="kdsearch-")
         try:
             self.all = {number: self._started(number) for number in range(self.count)}
-            for worker in self.all.values():
-                _wait_until_ready(worker)
-                self.idle.put(worker)
+            if self.lesson:
+                self.load(self.lesson)
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def load(self, lesson: Lesson) -> None:
+        """Give all of them the lesson, and wait until they have loaded.
+
+        Raises:
+            RuntimeError: one cannot start; the message says why.
+        """
+        self.lesson = lesson
+        for worker in self.all.values():
+            _give(worker, lesson)
+        for worker in self.all.values():
+            _wait_until_ready(worker)
+            self.idle.put(worker)
 
     def evaluate(self, order: Order) -> Measurement:
         """:func:`kdsearch.objective.evaluate` in the next process that is free.
@@ -156,6 +167,7 @@ class Workers:
         worker.connection.close()
         try:
             fresh = self.all[worker.number] = self._started(worker.number)
+            _give(fresh, self.lesson)
             _wait_until_ready(fresh)
         except BaseException:
             self.idle.put(None)
@@ -166,11 +178,22 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         threads = max(1, torch.get_num_threads() // self.count)
-        arguments = (theirs, self.lesson, threads, Path(self.folder.name), number, self.count)
+        arguments = (theirs, threads, Path(self.folder.name), number, self.count)
         process = context.Process(target=_work, args=arguments, daemon=True, name=f"kdsearch worker {number}")
-        process.start()
+        # Ctrl-C reaches all processes of a terminal, and the parent decides; a process inherits what is blocked, from its first moment.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return Worker(number, process, ours)
+
+
+def _give(worker: Worker, lesson: Lesson | None) -> None:
+    """Send the lesson; of a process that has ended, :func:`_wait_until_ready` says why."""
+    with suppress(OSError):
+        worker.connection.send(lesson)
 
 
 def _wait_until_ready(worker: Worker) -> None:
@@ -186,12 +209,10 @@ def _wait_until_ready(worker: Worker) -> None:
         raise RuntimeError(f"a worker process cannot start: {said}. With --workers 1 the search needs none")
 
 
-def _work(connection: Connection, lesson: Lesson, threads: int, folder: Path, number: int, count: int) -> None:
+def _work(connection: Connection, threads: int, folder: Path, number: int, count: int) -> None:
     """A process's life: load, evaluate what comes, end with the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # with what a process does at its end
     torch.set_num_threads(threads)
-    use_precision(lesson.spec.target.device, lesson.precision)
     gate, told = Gate(folder, number, count), time.monotonic()
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -202,7 +223,9 @@ def _work(connection: Connection, lesson: Lesson, threads: int, folder: Path, nu
             connection.send((stage, done, total))
 
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        lesson: Lesson = connection.recv()
         try:
+            use_precision(lesson.spec.target.device, lesson.precision)
             with gate.own:
                 bench = objective.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra, facts=lesson.facts)
         except Exception as error:

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from kdsearch import guesses, search_space, space_file
 from kdsearch.candidate import Architecture
-from kdsearch.guesses import WIDTHS
+from kdsearch.guesses import SHARES
 from kdsearch.search_space import each_architecture
 from kdsearch.space_file import Choice, Float, Int, OneOf, SearchSpace, parse
 from tests import tiny
@@ -29,20 +29,25 @@ def shapes(params: list[dict]) -> list[Architecture]:
     ]
 
 
-def work(shape: Architecture) -> int:
-    """Multiplications a token, in the layers' matrix products."""
-    return shape.layers * (4 * shape.width**2 + 2 * shape.width * shape.ffn)
-
-
 @settings(max_examples=30)
 @given(st.floats(0.01, 1.5))
-def test_of_the_greatest_widths_the_largest_that_three_quarters_of_the_limit_allow(limit: float) -> None:
-    fitting = [shape for shape in each_architecture(ENCODER) if work(shape) <= 0.75 * limit * work(TEACHER)]
-    widths = sorted({shape.width for shape in fitting}, reverse=True)[:WIDTHS]
+def test_for_each_share_of_the_limit_the_deepest_and_widest_that_is_expected_to_be_as_fast(limit: float) -> None:
     found = shapes(guesses.guesses(ENCODER, TEACHER, limit))
-    assert [shape.width for shape in found] == widths
-    for shape in found:
-        assert work(shape) == max(work(other) for other in fitting if other.width == shape.width)
+    latencies = [guesses.expected_latency(shape, TEACHER) for shape in found]
+    assert latencies == sorted(latencies)  # the fastest first
+    assert len(set(found)) == len(found)
+    for share in SHARES:
+        fitting = [shape for shape in each_architecture(ENCODER) if guesses.expected_latency(shape, TEACHER) <= share * limit]
+        if fitting:
+            best = max(shape.layers * shape.width**0.5 for shape in fitting)
+            assert any(shape in fitting and shape.layers * shape.width**0.5 == pytest.approx(best) for shape in found)
+        else:
+            assert not any(guesses.expected_latency(shape, TEACHER) <= share * limit for shape in found)
+
+
+def test_the_teacher_itself_is_expected_at_1_and_half_its_layers_at_a_half() -> None:
+    assert guesses.expected_latency(TEACHER, TEACHER) == pytest.approx(1.0)
+    assert guesses.expected_latency(Architecture(3, 12, 32, 4), TEACHER) == pytest.approx(0.5)
 
 
 def test_where_no_architecture_is_small_enough_there_is_none() -> None:
@@ -50,8 +55,8 @@ def test_where_no_architecture_is_small_enough_there_is_none() -> None:
 
 
 def test_what_is_fixed_in_the_space_is_no_parameter() -> None:
-    space = parse({"architecture": {"layers": {"int": [1, 2]}, "heads": 12, "head_size": 32, "ffn_ratio": 4}})
-    assert guesses.guesses(space, TEACHER, 0.6) == [{"architecture.layers": 2}]
+    space = parse({"architecture": {"layers": {"int": [1, 4]}, "heads": 12, "head_size": 32, "ffn_ratio": 4}})
+    assert guesses.guesses(space, TEACHER, 0.6) == [{"architecture.layers": 1}, {"architecture.layers": 3}]
 
 
 def test_a_named_shape_is_asked_for_by_its_name() -> None:

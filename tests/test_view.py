@@ -44,18 +44,36 @@ def test_intermediate_values_in_optuna_s_own_study_of_two_objectives_break_its_s
             study.ask().suggest_float("x", 0, 1)
 
 
-def test_a_stopped_trial_counts_with_what_it_would_have_had_at_the_end(study: optuna.Study) -> None:
+def test_a_stopped_trial_counts_with_what_is_expected_of_it_at_the_end(study: optuna.Study) -> None:
     found = {trial.number: trial for trial in view.seen(study.trials, math.inf, math.inf)}
     stopped = [trial for trial in study.trials if trial.state == TrialState.PRUNED]
     assert stopped
-    assert all(trial.user_attrs["state"] == STOPPED for trial in stopped)
     for trial in stopped:
         shown, record = found[trial.number], trial.user_attrs["record"]
         assert trial.values is None
+        assert trial.user_attrs["state"] == STOPPED
         assert shown.state == TrialState.COMPLETE
-        # The fake objective's curves rise by 0.2 / step to their end.
-        assert shown.values == pytest.approx([record["accuracy"] + 0.2 / record["steps"], math.log(record["latency_relative"])])
+        # The fake objective's curves end 0.2 / step above where they are at a rung.
+        assert shown.values == pytest.approx([record["accuracy"] + 0.2 / record["steps"], math.log(record["latency_relative"])], abs=0.02)
     assert not any("baseline" in trial.user_attrs for trial in found.values())
+
+
+def test_with_few_that_went_to_the_end_a_stopped_trial_has_what_it_had(study: optuna.Study) -> None:
+    some = [trial for trial in study.trials if trial.state == TrialState.PRUNED]
+    assert view.expectations(some) == {}
+    for trial, shown in zip(some, view.seen(some, math.inf, math.inf), strict=True):
+        assert shown.values[0] == trial.user_attrs["record"]["accuracy"]
+
+
+def test_what_is_below_the_least_accuracy_breaks_a_constraint_and_nothing_else_does(study: optuna.Study) -> None:
+    found = view.seen(study.trials, math.inf, math.inf, least=0.7)
+    ended = [trial for trial in found if trial.state == TrialState.COMPLETE]
+    assert {len(trial.constraints) for trial in ended} == {2}
+    for trial in ended:
+        *_, last = trial.constraints.values()
+        assert last == pytest.approx(0.7 - trial.values[0])
+    assert {last > 0 for *_, last in (trial.constraints.values() for trial in ended)} == {True, False}
+    assert all(len(trial.constraints) <= 1 for trial in study.trials)  # the stored trials are left as they were
 
 
 def test_what_is_not_to_be_seen_yet_is_running_whatever_became_of_it(study: optuna.Study) -> None:
@@ -78,7 +96,7 @@ def test_the_sampler_learns_from_stopped_trials(seen: bool) -> None:
         x = trial.suggest_float("x", 0, 1)
         stopped = x < 0.7
         accuracy = 0.9 - 0.5 * x
-        record = {"accuracy": accuracy, "steps": 2, "latency_relative": 0.5, "rungs": {"2": {"accuracy": accuracy}}}
+        record = {"accuracy": accuracy, "calibrated_divergence": 1 - accuracy, "steps": 2, "latency_relative": 0.5}
         trial.set_user_attr("record", record)
         trial.set_user_attr("place", number)
         study.tell(trial, None if stopped else [accuracy, math.log(0.5)], state=TrialState.PRUNED if stopped else TrialState.COMPLETE)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from kdsearch.machine import threads
 from kdsearch.study_file import Target
 
-WARM_UP, FEWEST_ROUNDS, MOST_SECONDS, CLOSE_ENOUGH = 5, 30, 2.0, 0.02
+WARM_UP, FEWEST_ROUNDS, MOST_SECONDS, CLOSE_ENOUGH = 5, 30, 1.5, 0.02
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def measure(student: PreTrainedModel, teacher: PreTrainedModel, target: Target, 
 
 
 def compare(run: Callable[[], object], reference: Callable[[], object], seed: int = 0) -> Latency:
-    """Time two callables in turns, in random order, until the 95 % interval of the median paired ratio is within 2 %, or 2 s are over."""
+    """Time two callables in turns, in random order, until the 95 % interval of the median paired ratio is within 2 %, or 1.5 s are over."""
     random = np.random.default_rng(seed)
     times: list[tuple[float, float]] = []
     for _ in range(WARM_UP):
