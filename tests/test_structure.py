@@ -62,5 +62,6 @@ def test_only_the_search_its_samplers_its_store_and_the_dashboard_know_optuna() 
         "kdsearch/samplers.py",
         "kdsearch/search.py",
         "kdsearch/study_store.py",
+        "kdsearch/together.py",
         "kdsearch/view.py",
     ]
