@@ -2,9 +2,9 @@
 
 The space is continuous and the curves are some hundred points of it, so that a model stands between: Gaussian processes over the
 candidate's architecture, start, recipe and learning rate, one for the logit of the accuracy and one for the logarithm of each divergence,
-for all recorded numbers of steps at once. Their mean is taken for the truth; what a candidate is *observed* to have is the truth plus the
-leave-one-out residual curve of one of the ten recorded candidates nearest to it, which one its content decides. So observations are as
-noisy as real ones were, and early ones agree with late ones as real ones did. Latency is a sum over blocks (a least-squares fit in
+for all recorded numbers of steps at once. What a candidate is *observed* to have is their mean plus the leave-one-out residual curve of
+one of the ten recorded candidates nearest to it, which one its content decides: so early observations agree with late ones as real ones
+did. Of the last residual, as much is taken for the truth as second trainings with another seed repeated; the rest is noise. Latency is a sum over blocks (a least-squares fit in
 relative terms).
 
 How good the model is stands in the table that benchmarks/search.py writes.
@@ -33,7 +33,7 @@ from kdsearch.candidate import Architecture, Candidate
 from kdsearch.space_file import SearchSpace
 
 Array = NDArray[np.float64]
-NEAREST = 10
+NEAREST, LEARNED = 10, 0.6
 SCORES = ("accuracy", "divergence", "calibrated_divergence")
 LAYERS, WIDTHS = ("random", "first", "last", "uniform"), ("slice", "importance", "pca")
 
@@ -84,6 +84,7 @@ class Replay:
     """The recorded trainings of a study, and the models of them."""
 
     rows: Sequence[dict[str, Any]]
+    again: Sequence[dict[str, Any]]
     space: SearchSpace
     steps: int
 
@@ -91,7 +92,8 @@ class Replay:
     def read(path: Path, space: SearchSpace, steps: int) -> "Replay":
         """The proxy trainings of ``steps`` steps that a file has."""
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return Replay([row for row in rows if (row["kind"], row["of"], row["seed"]) == ("proxy", steps, 0)], space, steps)
+        proxies = [row for row in rows if (row["kind"], row["of"]) == ("proxy", steps)]
+        return Replay([row for row in proxies if row["seed"] == 0], [row for row in proxies if row["seed"] != 0], space, steps)
 
     @cached_property
     def trained(self) -> list[dict[str, Any]]:
@@ -144,6 +146,22 @@ class Replay:
         }
 
     @cached_property
+    def repeated(self) -> float:
+        """The share of a student's residual at the end that a training with another seed has too: the slope of one over the other.
+
+        Of students that learned something; those that did not have the same residual for a trivial reason.
+        """
+        place, last, model = {row["number"]: i for i, row in enumerate(self.trained)}, str(self.steps), self.models["accuracy"]
+        pairs = []
+        for row in self.again:
+            if row["state"] == "complete" and row["number"] in place and row["curve"][last]["accuracy"] > LEARNED:
+                first = self.trained[place[row["number"]]]["curve"][last]["accuracy"]
+                residual = model.residuals[place[row["number"]], -1]
+                pairs.append((residual, logit(row["curve"][last]["accuracy"]) - (logit(first) - residual)))
+        one, other = np.array(pairs).T
+        return float(np.clip(one @ other / (one @ one), 0.0, 1.0))
+
+    @cached_property
     def latency_weights(self) -> Array:
         """Least squares of the latency relative to the teacher, in relative terms."""
         timed = [row for row in self.rows if row["latency"]]
@@ -163,7 +181,8 @@ class Replay:
         which = nearest[int(hashlib.sha256(candidate.key().encode()).hexdigest()[:8], 16) % NEAREST]
         means = {name: model.mean(x)[0] for name, model in self.models.items()}
         seen = {name: (expit if name == "accuracy" else np.exp)(means[name] + self.residuals[name][which]) for name in SCORES}
-        return Curve(self.marks, seen, self.latency(candidate.architecture), float(expit(means["accuracy"][-1])))
+        own = self.residuals["accuracy"][which][-1]
+        return Curve(self.marks, seen, self.latency(candidate.architecture), float(expit(means["accuracy"][-1] + self.repeated * own)))
 
 
 def scaled(name: str) -> Any:

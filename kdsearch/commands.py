@@ -268,10 +268,8 @@ def _train_in_full(study: Study, folder: study_folder.StudyFolder, store: confir
             found = crew.evaluate(order) if crew else records.measured(objective.evaluate, order, bench, display.progress)
             store.add(job, found)
             said = f"accuracy {found.accuracy:.3f}" if found.state == records.COMPLETE else f"{found.state}: {found.reason}"
-            console.print(
-                f"{job.student.role} {job.student.name}, seed {job.seed}: {said}  {found.seconds:.0f} s, {next(left)} to go",
-                highlight=False,
-            )
+            who = job.student.role if job.student.trial is None else f"trial {job.student.trial} ({job.student.role})"
+            console.print(f"{who}, seed {job.seed}: {said}  {found.seconds:.0f} s, {next(left)} to go", markup=False, highlight=False)
 
         for future in [threads.submit(one, job) for job in jobs]:
             future.result()

@@ -107,6 +107,7 @@ def knee_of(study: Path) -> int:
     return json.loads((study.parent / "tiny" / "front.json").read_text())["picks"]["knee"]
 
 
+@pytest.mark.slow
 def test_confirm_trains_as_many_side_by_side_as_the_search_did(searched: Path) -> None:
     facts = searched.parent / "tiny" / "study.json"
     before = facts.read_text()

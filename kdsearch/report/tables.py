@@ -10,7 +10,7 @@ from kdsearch.report.front import Row, counts, rows
 from kdsearch.report.study_folder import StudyFolder
 
 COLUMNS = ("", "trial", "accuracy", "ms [95 %]", "faster", "size", "shape", "starts from", "recipe", "divergence")
-CONFIRMED = ("* front of full trainings", "trial", "accuracy", "by the proxy", "divergence", "faster", "size", "seeds")
+CONFIRMED = ("* front by full trainings", "trial", "accuracy", "by the proxy", "divergence", "faster", "size", "seeds")
 WIDE_ENOUGH = 160
 # What a narrow terminal does without, the first of them first.
 SPARED = ("divergence", "starts from", "ms [95 %]", "recipe", "size", "shape")
@@ -28,7 +28,10 @@ def show_front(folder: StudyFolder, console: Console) -> None:
 def show_confirmed(document: dict[str, Any], name: str, console: Console) -> None:
     """The students that were trained in full, fastest first, and what they tell of the proxy; ± is one standard error."""
     seeds = len(document["seeds"])
-    table = Table(title=f"{name}: {document['steps']} steps, {seeds} seed{'s' if seeds > 1 else ''}", title_justify="left")
+    table = Table(
+        title=f"{name}: {document['steps']} steps, {seeds} seed{'s' if seeds > 1 else ''}", title_justify="left", caption_justify="left"
+    )
+    table.caption = "± one standard error, of the seeds and of the rows · front: by the short distillations, * by the full ones"
     for column in CONFIRMED:
         table.add_column(column, justify="left" if column == CONFIRMED[0] else "right", no_wrap=True)
     for row in document["students"]:
