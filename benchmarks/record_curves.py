@@ -131,8 +131,11 @@ def proxies(store: Store, steps: int) -> list[dict[str, Any]]:
 def spread(store: Store, count: int, steps: int) -> list[dict[str, Any]]:
     """So many of the trained candidates, evenly along the latencies, drawn with a fixed seed within each part."""
     rows = sorted(proxies(store, steps), key=lambda row: row["latency"])
+    begun = {row["number"] for row in store.rows if row["kind"] == FULL}  # chosen by an earlier call, of fewer rows
+    first, rest = [row for row in rows if row["number"] in begun][:count], [row for row in rows if row["number"] not in begun]
+    count -= len(first)
     random = np.random.default_rng(0)
-    return [rows[random.choice(part)] for part in np.array_split(np.arange(len(rows)), count)]
+    return first + [rest[random.choice(part)] for part in np.array_split(np.arange(len(rest)), count)] if count else first
 
 
 def main() -> None:

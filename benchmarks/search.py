@@ -1,25 +1,28 @@
 """The search engine against others on replayed trainings: who has the larger front after the same number of training steps.
 
-Every contender searches the study's space and is shown the same curves (benchmarks/replay.py, made of the trainings that
-benchmarks/record_curves.py recorded); none trains anything. What is charged: the steps, what scoring costs in steps each time, and what
-building a student and timing it costs, also of one that is refused. The front is that of what was observed on trainings that went to the
-end; its hypervolume is that of their true accuracies, above the accuracy limit and below the latency limit of the study, log latency, as a
-share of the best that the models know of.
+Every contender searches the study's space, and a proposal is answered by the nearest training that benchmarks/record_curves.py recorded and
+that has not answered yet (benchmarks/replay.py); none trains anything. What is charged: the steps, what scoring costs in steps each time,
+and what building a student and timing it costs, also of one that is refused. At a rung a quarter of the rows is scored, of everyone.
+The hypervolume is that of accuracies of trainings that went to the end, above the accuracy limit and below the latency limit of the study,
+over log latency, as a share of that of all recorded trainings.
 
-    python benchmarks/search.py [--curves FILE] [--seeds 30] [--trainings 60] [--only NAMES] [--work FOLDER] [--out benchmarks/search.md]
+    python benchmarks/search.py [--study FILE] [--curves FILE] [--seeds 30] [--trainings 30] [--work FOLDER] [--out benchmarks/search.md]
 
-syne-tune runs in an environment of its own, which the command makes the first time. The last line is JSON.
+syne-tune runs in an environment of its own, which the command makes the first time (in --work). The last line is JSON.
 """
 
+import argparse
+import datetime
 import json
 import math
+import shlex
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +31,17 @@ import optuna
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's own folder is there
 
+from benchmarks.peer_parts import environments
 from benchmarks.peer_parts.loop import SCRIPTS
-from benchmarks.replay import Curve, Replay
+from benchmarks.replay import Replay, Row, scores
 from kdsearch import check, guesses, pareto, rungs, search, search_space
 from kdsearch.candidate import Architecture, Candidate
+from kdsearch.objective import ROWS_AT_RUNGS
 from kdsearch.order import Order
 from kdsearch.records import COMPLETE, REFUSED, STOPPED, Measurement, Record
+from kdsearch.resources import cache_folder
 from kdsearch.space_file import SearchSpace
+from kdsearch.study_file import Search
 
 AT = (0.25, 0.5, 1.0)
 
@@ -48,83 +55,69 @@ class Problem:
     least: float
     floor: float
     teacher: Architecture
-    teacher_flops: float
     budget: float
     scoring: float
     building: float
+    timing: float
 
-    def best(self) -> float:
-        """Hypervolume of the truth of many random candidates of the space."""
-        return _best(self)
-
-    def hypervolume(self, points: Sequence[tuple[float, float]]) -> float:
-        """Of true accuracies and latencies."""
-        accuracy, latency = zip(*points, strict=True) if points else ((), ())
-        return pareto.hypervolume(accuracy, np.log(latency), (self.least, math.log(self.limit)))
+    def hypervolume(self, rows: Sequence[Row]) -> float:
+        """Of trainings that went to the end, above the least accuracy and below the latency limit, over the logarithm of latency."""
+        accuracy = [row["curve"][str(self.replay.steps)]["accuracy"] for row in rows]
+        return pareto.hypervolume(accuracy, [math.log(row["latency"]) for row in rows], (self.least, math.log(self.limit)))
 
 
 @dataclass
 class Ledger:
-    """What a search has spent and found: after how many steps which observed and true accuracy at which latency."""
+    """What a search has spent and found: which training ended after how many steps in all."""
 
     problem: Problem
     spent: float = 0.0
-    found: list[tuple[float, float, float, float]] = field(default_factory=list)
+    used: set[int] = field(default_factory=set)
+    found: list[tuple[float, Row]] = field(default_factory=list)
 
-    def charge(self, steps: float, scorings: int) -> None:
-        """Count a training."""
-        self.spent += self.problem.building + steps + scorings * self.problem.scoring
+    def answer(self, candidate: Candidate) -> Row | None:
+        """The training that stands for a candidate; when all have been used the budget is too."""
+        row = self.problem.replay.nearest(candidate, self.used)
+        if row is None:
+            self.spent = self.problem.budget
+        return row
 
-    def keep(self, curve: Curve) -> None:
-        """A training that went to the end."""
-        self.found.append(
-            (self.spent, float(curve.scores["accuracy"][-1]), curve.truth, curve.latency, float(curve.scores["divergence"][-1]))
-        )
+    def charge(self, steps: float, scorings: float, timed: bool = True) -> None:
+        """Count a training, the scorings of all rows in it, and the timing of its latency."""
+        problem = self.problem
+        self.spent += problem.building + (problem.timing if timed else 0.0) + steps + scorings * problem.scoring
 
     def at(self, share: float) -> float:
-        """Hypervolume of the truth of the observed front at a share of the budget."""
-        then = [row for row in self.found if row[0] <= share * self.problem.budget and row[1] >= self.problem.least]
-        on = pareto.front([row[1] for row in then], [row[3] for row in then])
-        return self.problem.hypervolume([(row[2], row[3]) for row, mask in zip(then, on, strict=True) if mask])
-
-
-@cache
-def _best(problem: Problem) -> float:
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [search_space.suggest(problem.replay.space, study.ask()) for _ in range(3_000)]
-    latency = np.array([problem.replay.latency(candidate.architecture) for candidate in drawn])
-    inside = [candidate for candidate, value in zip(drawn, latency, strict=True) if value <= problem.limit]
-    truth = [problem.replay.curve(candidate).truth for candidate in inside]
-    return problem.hypervolume(list(zip(truth, latency[latency <= problem.limit].tolist(), strict=True)))
+        """Hypervolume at a share of the budget, as a share of that of all trainings there are."""
+        then = [row for spent, row in self.found if spent <= share * self.problem.budget]
+        return self.problem.hypervolume(then) / self.problem.hypervolume(self.problem.replay.trained)
 
 
 def ours(problem: Problem, seed: int, changes: dict[str, Any]) -> Ledger:
     """kdsearch's own engine, with its defaults but for ``changes``."""
-    ledger, plan, space = Ledger(problem), check.open_files(Path("studies/quickstart.yaml")).spec.search, problem.replay.space
-    starts = guesses.guesses(space, problem.teacher, problem.limit) if changes.pop("guesses", True) else []
-    plan = plan.model_copy(update={"minutes": problem.budget / 60, "trials": None, "seed": seed, "baselines": False, **changes})
+    ledger, plan, space, steps = Ledger(problem), Search(), problem.replay.space, problem.replay.steps
+    starts = guesses.guesses(space, problem.teacher, problem.limit) if changes.get("guesses", True) else []
+    known = {key: value for key, value in changes.items() if key != "guesses"}
+    plan = plan.model_copy(update={"minutes": problem.budget / 60, "seed": seed, "baselines": False, **known})
 
     def objective(order: Order) -> Measurement:
-        curve = problem.replay.curve(order.candidate)
-        known: dict[str, Any] = {"latency_relative": curve.latency, "latency_ms": curve.latency, "flops": 1.0}
-        if curve.latency > problem.limit:
-            ledger.charge(0, 0)
-            return Measurement(REFUSED, violations=(curve.latency / problem.limit - 1, 0.0), **known)
+        row = ledger.answer(order.candidate)
+        if row is None:
+            return Measurement(REFUSED, violations=(1.0, 0.0), latency_relative=1.0, flops=1.0)
+        latency, new = row["latency"], order.timed is None
+        measured: dict[str, Any] = {"latency_relative": latency, "latency_ms": latency, "flops": 1.0}
+        if not row["curve"]:
+            ledger.charge(0, 0, new)
+            return Measurement(REFUSED, violations=(latency / problem.limit - 1, 0.0), **measured)
         at_rung: dict[str, dict[str, float]] = {}
         for step in order.rungs.seen:
-            early = _scores(curve, step)
-            at_rung[str(step)] = early
-            if not order.rungs.goes_on(step, early["calibrated_divergence"], curve.latency):
-                ledger.charge(step, len(at_rung))
-                return Measurement(
-                    STOPPED, violations=(curve.latency / problem.limit - 1, 0.0), steps=step, rungs=at_rung, **early, **known
-                )
-        ledger.charge(problem.replay.steps, len(at_rung) + 1)
-        ledger.keep(curve)
-        last = _scores(curve, problem.replay.steps)
-        return Measurement(
-            COMPLETE, violations=_violations(curve, problem, last), steps=problem.replay.steps, rungs=at_rung, **last, **known
-        )
+            early = at_rung[str(step)] = scores(row, step)
+            if not order.rungs.goes_on(step, early["calibrated_divergence"], latency):
+                ledger.charge(step, len(at_rung) / ROWS_AT_RUNGS, new)
+                return Measurement(STOPPED, violations=(latency / problem.limit - 1, 0.0), steps=step, rungs=at_rung, **early, **measured)
+        ledger.charge(steps, len(at_rung) / ROWS_AT_RUNGS + 1, new)
+        ledger.found.append((ledger.spent, row))
+        return Measurement(COMPLETE, violations=_violations(row, problem), steps=steps, rungs=at_rung, **scores(row, steps), **measured)
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -133,11 +126,11 @@ def ours(problem: Problem, seed: int, changes: dict[str, Any]) -> Ledger:
             plan,
             space,
             problem.floor,
-            problem.teacher_flops,
+            1.0,
             Path(folder),
             lambda record: "",
             starts=starts,
-            rungs=rungs.at(plan.rungs, problem.replay.steps),
+            rungs=rungs.at(plan.rungs, steps),
             least=problem.least,
         )
         search.search(study, around, objective, Quiet(), clock=lambda: ledger.spent)
@@ -152,13 +145,9 @@ class Quiet:
     def found(self, record: Record, known: Sequence[Record]) -> None: ...  # noqa: D102
 
 
-def _scores(curve: Curve, step: int) -> dict[str, float]:
-    index = curve.steps.index(step)
-    return {name: float(values[index]) for name, values in curve.scores.items()}
-
-
-def _violations(curve: Curve, problem: Problem, scores: dict[str, float]) -> tuple[float, ...]:
-    return curve.latency / problem.limit - 1, problem.least / scores["accuracy"] - 1
+def _violations(row: Row, problem: Problem) -> tuple[float, ...]:
+    accuracy = scores(row, problem.replay.steps)["accuracy"] if row["curve"] else problem.least
+    return row["latency"] / problem.limit - 1, problem.least / accuracy - 1
 
 
 def plain_optuna(problem: Problem, seed: int, sampler: Callable[[int], optuna.samplers.BaseSampler]) -> Ledger:
@@ -169,17 +158,19 @@ def plain_optuna(problem: Problem, seed: int, sampler: Callable[[int], optuna.sa
         study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler(seed))
         while ledger.spent < problem.budget:
             trial = study.ask()
-            curve = problem.replay.curve(search_space.suggest(problem.replay.space, trial))
-            scores = {"accuracy": problem.floor}
-            if curve.latency > problem.limit:
-                ledger.charge(0, 0)
-            else:
+            row = ledger.answer(search_space.suggest(problem.replay.space, trial))
+            if row is None:
+                break
+            accuracy = problem.floor
+            if row["curve"]:
                 ledger.charge(problem.replay.steps, 1)
-                ledger.keep(curve)
-                scores = _scores(curve, problem.replay.steps)
-            for key, value in zip(("latency", "accuracy"), _violations(curve, problem, scores), strict=True):
+                ledger.found.append((ledger.spent, row))
+                accuracy = scores(row, problem.replay.steps)["accuracy"]
+            else:
+                ledger.charge(0, 0)
+            for key, value in zip(("latency", "accuracy"), _violations(row, problem), strict=True):
                 trial.set_constraint(key, value)
-            study.tell(trial, [scores["accuracy"], math.log(curve.latency)])
+            study.tell(trial, [accuracy, math.log(row["latency"])])
     return ledger
 
 
@@ -226,18 +217,18 @@ def syne_tune(problem: Problem, seed: int, name: str, python: str) -> Ledger:
                 say(None)
                 return ledger
             params = {key: json.loads(value) if isinstance(value, str) else value for key, value in config.items()}
-            curve = problem.replay.curve(search_space.suggest(problem.replay.space, optuna.trial.FixedTrial(params)))
-            if curve.latency > problem.limit:
+            row = ledger.answer(search_space.suggest(problem.replay.space, optuna.trial.FixedTrial(params)))
+            latency = [math.log(row["latency"] if row else 1.0)] * len(steps)
+            if row is None or not row["curve"]:
                 ledger.charge(0, 0)
-                say({"error": [1 - problem.floor] * len(steps), "log_latency": [math.log(curve.latency)] * len(steps)})
+                say({"error": [1 - problem.floor] * len(steps), "log_latency": latency})
                 process.stdout.readline()
                 continue
-            errors = [1 - _scores(curve, step)["accuracy"] for step in steps]
-            say({"error": errors, "log_latency": [math.log(curve.latency)] * len(steps)})
+            say({"error": [1 - scores(row, step)["accuracy"] for step in steps], "log_latency": latency})
             used = int(process.stdout.readline())
-            ledger.charge(steps[used - 1], used)
+            ledger.charge(steps[used - 1], (used - 1) / ROWS_AT_RUNGS + (used == len(steps)))
             if used == len(steps):
-                ledger.keep(curve)
+                ledger.found.append((ledger.spent, row))
 
 
 Optuna = Callable[[int], optuna.samplers.BaseSampler]
@@ -249,13 +240,12 @@ OPTUNA: dict[str, Optuna] = {
 }
 OURS: dict[str, dict[str, Any]] = {
     "kdsearch": {},
-    "kdsearch, no guesses": {"guesses": False},
-    "kdsearch, no rungs": {"rungs": ()},
+    "kdsearch without guesses": {"guesses": False},
+    "kdsearch without rungs": {"rungs": ()},
+    "kdsearch without both": {"rungs": (), "guesses": False},
     "kdsearch, random with rungs": {"sampler": "random", "guesses": False},
-    "v r.5": {"rungs": (0.5,)},
-    "v r.375": {"rungs": (0.375,)},
-    "v r.25e3": {"rungs": (0.25,), "eta": 3.0},
-    "v norungs rs0": {"rungs": (), "random_share": 0.0},
+    "kdsearch, two rungs (1/4, 1/2), eta 2": {"rungs": (0.25, 0.5), "eta": 2.0},
+    "kdsearch, rung at 1/8": {"rungs": (0.125,)},
 }
 SYNE_TUNE = ["syne-tune MO-ASHA", "syne-tune MO-REA", "syne-tune random"]
 
@@ -271,22 +261,99 @@ def run(problem: Problem, name: str, seed: int, python: str) -> list[float]:
     return [ledger.at(share) for share in AT]
 
 
-def problem_of(study: check.Study, curves: Path, facts: dict[str, Any]) -> Problem:
-    """The study's search over the curves; what scoring and building cost is what it cost when they were recorded."""
+def problem_of(study: check.Study, curves: Path, teacher: dict[str, Any], trainings: float) -> Problem:
+    """The study's search over the curves; what scoring, building and timing cost is what they cost when the curves were recorded."""
     replay = Replay.read(curves, study.space, study.spec.proxy.steps)
-    stages = [row["stages"] for row in replay.whole]
-    step = sum(stage["training"] for stage in stages) / len(stages) / replay.steps
-    scoring = sum(stage["scoring"] for stage in stages) / len(stages) / len(replay.marks)
-    building = sum(stage["building"] + stage["latency"] for stage in stages) / len(stages)
+    stages = [row["stages"] for row in replay.trained]
+    step, scoring, building, timing = (sum(stage[name] for stage in stages) for name in ("training", "scoring", "building", "latency"))
+    step /= replay.steps
     limits = study.spec.limits
     return Problem(
         replay,
         limits.latency_relative or 1.0,
-        (limits.accuracy_relative or 0.0) * facts["accuracy"],
-        facts["majority"],
-        Architecture(**facts["architecture"]),
-        facts["flops"],
-        facts["trainings"] * replay.steps,
-        scoring / step,
+        (limits.accuracy_relative or 0.0) * teacher["accuracy"],
+        teacher["majority"],
+        Architecture(**teacher["architecture"]),
+        trainings * replay.steps,
+        scoring / step / len(replay.trained[0]["curve"]),
         building / step,
+        timing / step,
     )
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half of its 95 % interval."""
+    return float(np.mean(values)), 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def document(found: dict[str, list[list[float]]], problem: Problem, options: argparse.Namespace) -> str:
+    """The table, and what it was made of."""
+    replay, refused = problem.replay, len(problem.replay.rows) - len(problem.replay.trained)
+    lines = [
+        "# The search engine and others on recorded trainings",
+        "",
+        f"`{shlex.join(['python', *sys.argv])}`, {datetime.date.today().isoformat()}",
+        "",
+        f"{len(replay.trained)} trained and {refused} refused candidates of `{options.study}` ({options.curves});",
+        f"a budget of {options.trainings:g} trainings of {replay.steps} steps; {options.seeds} seeds.",
+        f"Scoring costs {problem.scoring:.0f} steps, building {problem.building:.0f}, timing {problem.timing:.0f}, as when recorded.",
+        "Hypervolume over log latency as a share of that of all recorded trainings (reference: the study's limits, accuracy",
+        f"{problem.least:.3f} and latency {problem.limit:g} of the teacher's), mean and 95 % interval over seeds.",
+        "",
+        "| contender | at 25 % of the budget | at 50 % | at 100 % | kdsearch ahead at 100 % |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    first = np.array(found["kdsearch"])
+    for name, values in found.items():
+        cells = [_cell(column) for column in zip(*values, strict=True)]
+        ahead = "" if name == "kdsearch" else _cell(first[:, -1] - np.array(values)[:, -1], "+")
+        lines.append(f"| {name} | {' | '.join(cells)} | {ahead} |")
+    return "\n".join([*lines, "", *READING, ""])
+
+
+def _cell(values: Any, sign: str = "") -> str:
+    middle, reach = interval(values)
+    return f"{middle:{sign}.3f} ± {reach:.3f}"
+
+
+READING = [
+    "* Optuna's samplers are told the limits as constraints; GP and TPE have their defaults, NSGA-II a population of 20. syne-tune's",
+    "  MO-ASHA has rungs at 1/4 and 1/2 and reduction factor 2, MO-REA a population of 20 (its 100 would be random throughout).",
+    "* A proposal is answered by a neighbour, so that what a model of the space learns is blurred, for all of them alike.",
+    "* kdsearch's guesses are made from what benchmarks/initialization.md and these same trainings showed about shapes: on another teacher",
+    "  they may be worth less. The rows without guesses say what the engine alone is worth.",
+]
+
+
+def main() -> None:
+    """Let everyone search, and write the table."""
+    parser = argparse.ArgumentParser(description="kdsearch's engine and others on recorded trainings.")
+    parser.add_argument("--study", type=Path, default=Path("studies/quickstart.yaml"))
+    parser.add_argument("--curves", type=Path, default=Path("benchmarks/curves/quickstart.jsonl"))
+    parser.add_argument(
+        "--teacher", type=Path, default=Path("benchmarks/curves/quickstart_teacher.json"), help="what is known of the teacher"
+    )
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--trainings", type=float, default=30, help="budget, in whole proxy trainings")
+    parser.add_argument("--work", type=Path, default=cache_folder() / "peers", help="syne-tune's environment")
+    parser.add_argument("--without", default="", help="contenders to leave out, separated by semicolons: Optuna GP takes the longest")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/search.md"))
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    teacher = json.loads(options.teacher.read_text(encoding="utf-8"))
+    problem = problem_of(check.open_files(options.study), options.curves, teacher, options.trainings)
+    names = [name for name in (*OURS, *OPTUNA, *SYNE_TUNE) if name not in options.without.split(";")]
+    if any(name in SYNE_TUNE for name in names):
+        environments.make(options.work, ["syne-tune"], print)
+    found: dict[str, list[list[float]]] = {}
+    for name in names:
+        start = time.perf_counter()
+        found[name] = [run(problem, name, seed, environments.python_of(options.work, "syne-tune")) for seed in range(options.seeds)]
+        told = ", ".join(_cell(column) for column in zip(*found[name], strict=True))
+        print(f"{name}: {told} ({time.perf_counter() - start:.0f} s)", flush=True)
+    options.out.write_text(document(found, problem, options), encoding="utf-8")
+    print(json.dumps({name: np.mean(values, axis=0).round(4).tolist() for name, values in found.items()}))
+
+
+if __name__ == "__main__":
+    main()

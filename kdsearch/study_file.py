@@ -127,8 +127,8 @@ class Search(Section):
 
     sampler: Annotated[str, AfterValidator(_sampler)] = "auto"
     random_share: Share = 0.2
-    rungs: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False)] = (0.25, 0.5)  # YAML and JSON have lists
-    eta: Annotated[float, Field(gt=1)] = 2.0
+    rungs: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False)] = (0.25,)  # YAML and JSON have lists
+    eta: Annotated[float, Field(gt=1)] = 3.0
     minutes: Positive = 30
     trials: Count | None = None
     startup_trials: Count = 10

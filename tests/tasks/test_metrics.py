@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -45,3 +45,21 @@ def test_kl_names_the_teacher_first() -> None:
     p = 1 / (1 + np.exp(-5))
     assert metrics.kl(sure, open_)[0] == pytest.approx(p * np.log(2 * p) + (1 - p) * np.log(2 * (1 - p)))
     assert metrics.kl(sure, open_)[0] != pytest.approx(metrics.kl(open_, sure)[0], rel=0.1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.2, 5), st.floats(-2, 2), st.integers(0, 100))
+def test_the_calibrated_divergence_does_not_see_confidence_nor_a_preference_for_a_class(factor, bias, seed):
+    random = np.random.default_rng(seed)
+    teacher = random.normal(size=(200, 3))
+    student = teacher + 0.5 * random.normal(size=teacher.shape)
+    found = metrics.calibrated_kl(teacher, student)
+    assert metrics.calibrated_kl(teacher, factor * student + np.array([bias, 0.0, -bias])) == pytest.approx(found, abs=2e-4)
+    assert -1e-9 <= found <= metrics.kl(teacher, student).mean() + 1e-9
+    assert metrics.calibrated_kl(teacher, factor * teacher + bias) == pytest.approx(0, abs=2e-4)
+
+
+def test_log_loss_of_a_fair_guess_is_the_logarithm_of_the_classes():
+    middle, error = metrics.log_loss(np.zeros((10, 4)), np.arange(10) % 4)
+    assert middle == pytest.approx(np.log(4))
+    assert error == pytest.approx(0)

@@ -1,0 +1,112 @@
+"""The replayed searches, on planted trainings."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from benchmarks import record_curves, replay, search
+from kdsearch import check, search_space, space_file
+from kdsearch.records import COMPLETE, Measurement
+from tests import tiny
+
+SPACE = space_file.load(tiny.REPOSITORY / "search_spaces" / "encoder.yaml")
+TEACHER = {"accuracy": 0.8, "majority": 0.5, "architecture": {"layers": 6, "heads": 12, "head_size": 32, "ffn_ratio": 4}}
+
+
+def row(number: int) -> dict[str, Any]:
+    """Accuracy rises with layers and width, latency too; curves rise to their end, and what is better is better all along."""
+    params, candidate = record_curves.drawn(SPACE, number, [])
+    shape = candidate.architecture
+    latency = 0.05 + shape.layers * shape.width / (6 * 384)
+    head = {"number": number, "kind": "proxy", "of": 200, "seed": 0, "latency": latency, "params": params}
+    if latency > 0.5:
+        return {**head, "state": "refused", "curve": {}, "stages": {}}
+    end = 0.7 + 0.15 * latency + 0.001 * (number % 40)
+    curve = {
+        str(step): {"accuracy": end - 10 / step, "divergence": 1 - end + 10 / step, "calibrated_divergence": 1 - end + 10 / step}
+        for step in (50, 100, 200)
+    }
+    return {**head, "state": "complete", "curve": curve, "stages": {"training": 20.0, "scoring": 1.5, "building": 0.5, "latency": 1.0}}
+
+
+@pytest.fixture
+def problem(tmp_path: Path) -> search.Problem:
+    path = tmp_path / "curves.jsonl"
+    path.write_text("".join(json.dumps(row(number)) + "\n" for number in range(60)))
+    study = check.open_files(tiny.REPOSITORY / "studies" / "quickstart.yaml")
+    return search.problem_of(study, path, TEACHER, trainings=12)
+
+
+def test_costs_are_in_steps_of_the_recording(problem: search.Problem) -> None:
+    assert problem.budget == 12 * 200
+    assert problem.scoring == pytest.approx(5)  # half a second each, of steps of 0.1 s
+    assert problem.building == pytest.approx(5)
+    assert problem.timing == pytest.approx(10)
+    assert problem.least == pytest.approx(0.9 * 0.8)
+
+
+def test_each_training_answers_once_and_the_nearest_first(problem: search.Problem) -> None:
+    used: set[int] = set()
+    first = problem.replay.rows[7]
+    candidate = search_space.suggest(SPACE, optuna.trial.FixedTrial(first["params"]))
+    assert problem.replay.nearest(candidate, used) is first
+    others = [problem.replay.nearest(candidate, used) for _ in range(len(problem.replay.rows) - 1)]
+    assert first not in others
+    assert problem.replay.nearest(candidate, used) is None
+
+
+@pytest.mark.parametrize("name", ["kdsearch", "kdsearch without rungs", "Optuna TPE", "Optuna random"])
+def test_a_search_stays_in_its_budget_and_ends_with_a_share_of_all_there_is(problem: search.Problem, name: str) -> None:
+    found = search.run(problem, name, 0, "")
+    assert 0 <= found[0] <= found[1] <= found[2] <= 1
+    assert found == search.run(problem, name, 0, "")
+    ledger = search.ours(problem, 0, search.OURS[name]) if name in search.OURS else search.plain_optuna(problem, 0, search.OPTUNA[name])
+    assert ledger.spent >= problem.budget
+    assert max(spent for spent, _ in ledger.found) < problem.budget + 250
+
+
+def test_rungs_let_more_be_tried_for_the_same_steps(problem: search.Problem) -> None:
+    tried = {name: len(search.ours(problem, 0, search.OURS[name]).used) for name in ("kdsearch", "kdsearch without rungs")}
+    assert tried["kdsearch"] > tried["kdsearch without rungs"]
+
+
+def test_the_document_says_who_is_ahead(problem: search.Problem) -> None:
+    options = argparse.Namespace(study=Path("s"), curves=Path("c"), trainings=12, seeds=2)
+    text = search.document({"kdsearch": [[0.1, 0.2, 0.6], [0.1, 0.2, 0.8]], "other": [[0.1, 0.1, 0.3], [0.1, 0.1, 0.5]]}, problem, options)
+    assert "| other | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.400 ± 0.196 | +0.300 ± 0.000 |" in text
+
+
+def test_a_recorded_row_has_the_scores_of_every_mark_and_of_the_end() -> None:
+    params, candidate = record_curves.drawn(SPACE, 3, [])
+    job = record_curves.Job(3, params, candidate, record_curves.PROXY, 200, 0)
+    scores = dict.fromkeys(record_curves.KEPT, 0.123456789)
+    told = record_curves.row_of(job, Measurement(COMPLETE, steps=200, rungs={"50": scores}, latency_relative=0.2, **scores))
+    assert set(told["curve"]) == {"50", "200"}
+    assert told["curve"]["50"]["accuracy"] == 0.12346
+    assert replay.is_whole(told)
+
+
+def test_near_the_front_two_parameters_are_drawn_anew() -> None:
+    near = record_curves.drawn(SPACE, 1, [])[0]
+    for number in range(20):
+        params = record_curves.drawn(SPACE, number, [near])[0]
+        kept = sum(params.get(name) == value for name, value in near.items() if not name.startswith("distillation."))
+        assert kept >= sum(not name.startswith("distillation.") for name in near) - 2
+
+
+def test_those_of_full_length_are_spread_over_the_latencies(tmp_path: Path) -> None:
+    store = record_curves.Store(tmp_path / "curves.jsonl")
+    for number in range(60):
+        store.add(row(number))
+    chosen = record_curves.spread(store, 8, 200)
+    everyone = sorted(record_curves.proxies(store, 200), key=lambda one: one["latency"])
+    places = sorted(everyone.index(one) for one in chosen)
+    assert len(places) == 8
+    assert max(later - place for place, later in zip(places, places[1:], strict=False)) <= 2 * len(everyone) / 8 + 1
+    store.add({**chosen[0], "kind": record_curves.FULL})
+    assert chosen[0]["number"] in {one["number"] for one in record_curves.spread(store, 3, 200)}
+    assert len(record_curves.Store(tmp_path / "curves.jsonl").rows) == 61
