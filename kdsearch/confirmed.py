@@ -157,7 +157,7 @@ def _fidelity(whole: Sequence[tuple[Student, list[Measurement]]], proxy_steps: i
         parameters=fidelity.agreement(sizes["parameters"], full, latency),
         flops=fidelity.agreement(sizes["flops"], full, latency),
         ceiling=fidelity.ceiling(seeds) if whole else None,
-        regret=fidelity.regret(*among, reference),
+        regret=fidelity.regret(among[0], among[1], among[2], reference),
         reference=reference,
     )
 

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import inspect
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -51,7 +52,7 @@ def _made(name: str, plan: Search, place: int, seed: int, startup: int) -> BaseS
             return _AtPlace(place, plan.seed, seed)
         case "random":
             return optuna.samplers.RandomSampler(seed=seed)
-    return imported(name)(seed=seed)
+    return imported(name)(seed)
 
 
 class _AtPlace(optuna.samplers.QMCSampler):
@@ -70,7 +71,7 @@ class _AtPlace(optuna.samplers.QMCSampler):
         return self.place
 
 
-def imported(name: str) -> type[BaseSampler]:
+def imported(name: str) -> Callable[[int], BaseSampler]:
     """A sampler of the user's own, by ``module:Class``; it must take a seed.
 
     Raises:
@@ -83,7 +84,8 @@ def imported(name: str) -> type[BaseSampler]:
         raise UserError(f"search.sampler: {name} cannot be imported ({error}); give module:Class of an installed package") from None
     if not (isinstance(found, type) and issubclass(found, BaseSampler)) or "seed" not in inspect.signature(found).parameters:
         raise UserError(f"search.sampler: {name} is no Optuna sampler that takes a seed; derive it from optuna.samplers.BaseSampler")
-    return found
+    made: Any = found
+    return lambda seed: made(seed=seed)
 
 
 def derived(seed: int, number: int, purpose: str = "") -> int:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 
@@ -32,11 +33,19 @@ class Storage(optuna.storages.RDBStorage):
             for write in writes:
                 write(session)
 
-    def _set_trial_param(self, trial_id: int, param_name: str, *rest: Any) -> None:
+    def _set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None,
+    ) -> None:
+        value = (trial_id, param_name, param_value_internal, distribution, previous_distribution)
         if self.held is None:
-            super()._set_trial_param(trial_id, param_name, *rest)
+            super()._set_trial_param(*value)
         else:
-            self.held.append(lambda session: self._set_trial_param_without_commit(session, trial_id, param_name, *rest))
+            self.held.append(lambda session: self._set_trial_param_without_commit(session, *value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: D102
         if self.held is None:

@@ -85,7 +85,8 @@ def expectations(trials: Sequence[FrozenTrial]) -> dict[int, tuple[float, float]
         if trial.state == TrialState.COMPLETE:
             for step, scores in trial.user_attrs["record"].get("rungs", {}).items():
                 points.setdefault(int(step), []).append((math.log(max(scores["calibrated_divergence"], TINY)), trial.values[0]))
-    lines = {step: np.polyfit(*zip(*some, strict=True), 1) for step, some in points.items() if len(some) >= FEWEST}
+    arrays = {step: np.array(some) for step, some in points.items() if len(some) >= FEWEST}
+    lines = {step: np.polyfit(some[:, 0], some[:, 1], 1) for step, some in arrays.items() if np.ptp(some[:, 0]) > 0}
     return {step: (float(slope), float(level)) for step, (slope, level) in lines.items() if slope < 0}
 
 

@@ -1,6 +1,7 @@
 """The replayed searches, on planted trainings."""
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def test_those_of_full_length_are_spread_over_the_latencies(tmp_path: Path) -> N
     everyone = sorted(record_curves.proxies(store, 200), key=lambda one: one["latency"])
     places = sorted(everyone.index(one) for one in chosen)
     assert len(places) == 8
-    assert max(later - place for place, later in zip(places, places[1:], strict=False)) <= 2 * len(everyone) / 8 + 1
+    assert max(later - place for place, later in itertools.pairwise(places)) <= 2 * len(everyone) / 8 + 1
     store.add({**chosen[0], "kind": record_curves.FULL})
     assert chosen[0]["number"] in {one["number"] for one in record_curves.spread(store, 3, 200)}
     assert len(record_curves.Store(tmp_path / "curves.jsonl").rows) == 61
