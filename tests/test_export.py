@@ -31,7 +31,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = tiny.space_content()
     content["architecture"]["vocabulary"] = {"choice": [None, 130, 200]}
     tiny.write_yaml(folder / "space.yaml", content)
-    spec |= {"search": {"trials": 9, "startup_trials": 9, "baselines": False, "sampler": "random"}, "train": {"steps": 3}}
+    spec |= {"search": {"trials": 9, "startup_trials": 9, "baselines": False, "sampler": "random", "rungs": []}, "train": {"steps": 3}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDSEARCH_CACHE", str(folder / "cache"))
         commands.run_study(tiny.write_yaml(folder / "study.yaml", spec))

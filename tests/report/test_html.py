@@ -56,7 +56,8 @@ def test_the_page_is_whole_and_fetches_nothing(study):
     assert page.fetched == []
     text = " ".join(" ".join(page.text).split())
     for part in [
-        "Students of package://a_teacher/model (accuracy 0.871 ± 0.009, 9.40 ms): 20 trained, 8 refused before training, 1 failed",
+        "Students of package://a_teacher/model (accuracy 0.871 ± 0.009, 9.40 ms): 20 trained, 0 stopped at a rung, "
+        "8 refused before training, 1 failed",
         "latency_relative ≤ 0.5",
         "6 minutes, sampler tpe, seed 0",
         "8,000 train",
