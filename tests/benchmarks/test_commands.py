@@ -52,4 +52,4 @@ def test_the_readme_s_table_is_that_of_the_study_s_folder(tmp_path: Path) -> Non
     text = front_figure.document(study_folder.load(tmp_path / "reviews"), "the command")
     assert "`the command`" in text
     assert "reviews: Pareto front" in text
-    assert "students trained, 300 steps each" in text
+    assert "students trained, for 300 steps unless they were stopped" in text
