@@ -35,7 +35,8 @@ def document(folder: study_folder.StudyFolder, command: str) -> str:
 ```
 
 {len(trained)} students trained, for {folder.facts["spec"]["proxy"]["steps"]} steps unless they were stopped,
-{seconds / max(1, len(trained)):.1f} s on average with measuring and scoring. Hypervolume {volume["value"]:.4f} (reference: accuracy {volume["reference"][0]:.3f}, the teacher's latency).
+{seconds / max(1, len(trained)):.1f} s on average with measuring and scoring.
+Hypervolume {volume["value"]:.4f} (reference: accuracy {volume["reference"][0]:.3f}, the teacher's latency).
 """
 
 
