@@ -7,8 +7,8 @@ and for longer proxies: the truth that a proxy is compared with.
 
     python benchmarks/record_curves.py [--study studies/quickstart.yaml] [--candidates 160] [--full 16] [--seeds 2] [--out FOLDER]
 
-Every training is a line of FOLDER/NAME.jsonl as soon as it is done; started again, the command goes on. All of it takes about an hour and a
-quarter on two cores. The last line is JSON.
+Every training is a line of FOLDER/NAME.jsonl as soon as it is done; started again, the command goes on. All of it takes hours on two cores
+(it was not timed in one piece). The last line is JSON.
 """
 
 import argparse

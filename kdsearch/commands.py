@@ -1,20 +1,16 @@
 """What each command does, from files to files: the command line calls these, and so may a program."""
 
 import json
-import platform
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import AutoConfig
 
-from kdsearch import check, confirmed, estimate, objective, records, remarks, rungs, search, study_store, teacher, workers
+from kdsearch import check, confirmed, estimate, objective, records, remarks, rungs, search, session, study_store, teacher, workers
 from kdsearch import export as exporting
 from kdsearch import guideline as guidelines
 from kdsearch.candidate import Candidate, from_dict
@@ -23,7 +19,7 @@ from kdsearch.confirmed import Job
 from kdsearch.display import Display, line
 from kdsearch.errors import UserError
 from kdsearch.guesses import guesses
-from kdsearch.machine import accelerator, matrix_product_rate, use_precision
+from kdsearch.machine import accelerator
 from kdsearch.objective import Bench
 from kdsearch.order import Order
 from kdsearch.report import dashboard, front, html, study_folder, tables
@@ -31,11 +27,6 @@ from kdsearch.samplers import derived
 from kdsearch.students.baselines import baselines
 from kdsearch.students.families import architecture_of, family_of
 from kdsearch.study_file import Search
-
-PACKAGES = ("kdsearch-distill", "torch", "transformers", "optuna", "datasets", "accelerate", "scikit-learn", "plotly")
-# What a study's trials depend on: a study is only resumed with these unchanged.
-IDENTITY = ("teacher", "task", "target", "limits", "proxy")
-SEARCHED_WITH = ("seed", "sampler", "random_share", "rungs", "eta", "startup_trials", "baselines")
 
 
 def run_study(path: Path, out: Path | None = None, storage: str | None = None, overrides: dict[str, Any] | None = None) -> Path:
@@ -46,12 +37,12 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
     """
     console, study = Console(soft_wrap=True), check.open_files(path, out, overrides)
     check.refuse_unreachable(study, path)
-    refuse_other_study(study)
+    session.refuse_other_study(study)
     study.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(study.folder):
+    with session.locked(study.folder):
         url = storage or default_storage(study.folder)
-        store = study_store.open_study(url, study.spec.name, fingerprint(study))
-        count, hand_made = _workers_as_before(study, store), _baselines(study)
+        store = study_store.open_study(url, study.spec.name, session.fingerprint(study))
+        count, hand_made = session.workers_as_before(study, store), _baselines(study)
         known = search.in_order(study_store.stored_records(store))
         extra = list(hand_made.values())
         with (
@@ -63,7 +54,7 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
             if crew:
                 crew.load(_lesson(study, bench, extra))
             bench.facts["teacher"] |= objective.teacher_latency(bench)  # while the workers wait
-            _write_facts(study, bench, count)
+            session.write_facts(study, bench, count)
             console.print(_introduction(bench), highlight=False)
 
             def evaluate(order: Order) -> records.Measurement:
@@ -151,7 +142,7 @@ def confirm_study(place: Path, count: int = 6, seeds: int = 2, steps: int | None
     own = _record(folder, picks["knee"]).seed  # the same for all: equal data order makes their difference clearer
     full = [derived(own, number, "confirm") for number in range(seeds)]
     jobs = [Job(student, seed, study.spec.train.steps) for seed in full for student in students]
-    with _locked(folder.path):
+    with session.locked(folder.path):
         store = confirmed.Store(folder.path)
         _train_in_full(study, folder, store, store.missing(jobs), console)
         document = confirmed.document(store, jobs, study.spec.proxy.steps, reference)
@@ -190,39 +181,10 @@ def default_storage(folder: Path) -> str:
     return f"sqlite:///{folder / 'study.db'}"
 
 
-def fingerprint(study: Study) -> dict[str, Any]:
-    """What must not change between the sessions of a study."""
-    spec = study.spec.model_dump(mode="json")
-    search_part = {key: spec["search"][key] for key in SEARCHED_WITH}
-    return {key: spec[key] for key in IDENTITY} | {"space": study.space.content, **search_part}
-
-
-def refuse_other_study(study: Study) -> None:
-    """Two studies in one folder would overwrite each other's records.
-
-    Raises:
-        UserError: the folder holds a study of another name.
-    """
-    facts = study.folder / "study.json"
-    name = json.loads(facts.read_text(encoding="utf-8")).get("name") if facts.is_file() else study.spec.name
-    if name != study.spec.name:
-        raise UserError(f"output folder: {study.folder} holds the study '{name}', not '{study.spec.name}'; choose another with --out")
-
-
 def _baselines(study: Study) -> dict[str, Candidate]:
     config = AutoConfig.from_pretrained(teacher.source(study.spec.teacher, study.base))
     sees_attention = family_of(config).attention_path is not None
     return baselines(architecture_of(config), attention=sees_attention) if study.spec.search.baselines else {}
-
-
-def _workers_as_before(study: Study, store: Any) -> int:
-    """How many workers, after the precision is settled: probes of the machine decide on both, and a later session goes on as the first did,
-    since what is proposed and what is found depends on them."""
-    device = study.spec.target.device
-    if precision := store.user_attrs.get("precision"):
-        use_precision(device, precision)
-    study_store.as_before(store, "precision", accelerator(device).mixed_precision)
-    return study.spec.search.workers or study_store.as_before(store, "workers", workers.count_for(study.spec))
 
 
 def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -> search.Surroundings:
@@ -287,40 +249,6 @@ def _record(folder: study_folder.StudyFolder, trial: int) -> records.Record:
         numbers = ", ".join(str(record.trial) for record in folder.records) or "none"
         raise UserError(f"trial {trial}: is not recorded in {folder.path}; recorded: {numbers}")
     return found
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"{folder}: another kdsearch is running this study; wait for it, or choose another folder with --out") from None
-
-
-def _write_facts(study: Study, bench: Bench, count: int) -> None:
-    precision = accelerator(study.spec.target.device).mixed_precision
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    on_cpu = study.spec.target.device == "cpu"
-    facts = {
-        "name": study.spec.name,
-        "base": str(study.base),
-        "spec": study.spec.model_dump(mode="json"),
-        "space": study.space.content,
-        **bench.facts,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}, "
-        f"training in {'float32' if precision == 'no' else precision}",
-        "workers": count,
-        # FLOP/s of what one worker may use; on a GPU it is not measured
-        "rate": matrix_product_rate(dtype=dtype, count=max(1, torch.get_num_threads() // count)) if on_cpu else None,
-        "versions": {name: version(name) for name in PACKAGES},
-    }
-    # A later session does not time the teacher anew: its milliseconds stand beside those of the students that the first one timed.
-    place = study.folder / "study.json"
-    earlier = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-    if earlier.get("teacher", {}).get("key") == bench.facts["teacher"]["key"]:
-        facts |= {name: earlier[name] for name in ("teacher", "rate") if name in earlier}
-    records.write_text(place, json.dumps(facts, indent=2))
 
 
 def _introduction(bench: Bench) -> str:

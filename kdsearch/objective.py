@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from kdsearch import calibration, cost, inference, starts, teacher
+from kdsearch import calibration, cost, inference, limits, starts, teacher
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.distil import Lesson, TeacherOf, distil
 from kdsearch.distillation.knowledge import shapes_of, teacher_signals
@@ -155,7 +155,7 @@ def evaluate(order: Order, bench: Bench, progress: Progress = silent) -> Measure
     if (reason := broken(counted, bench)) and not order.train_anyway:
         return ended(counted, reason=reason)
     if messages := tokenised_otherwise(candidate, bench):
-        return ended(counted, reason="; ".join(messages), violations=(*excess(counted, bench), 1.0))
+        return ended(counted, reason="; ".join(messages), violations=(*_excess(counted, bench), 1.0))
     student = started(candidate, bench, order.seed)
     lap("building")
     if order.timed:
@@ -268,43 +268,18 @@ def scores(student: PreTrainedModel, bench: Bench, vocabulary: int | None = None
     return {**found, "log_loss": log_loss, "calibrated_divergence": calibrated}
 
 
-def excess(found: Measurement, bench: Bench) -> tuple[float, ...]:
-    """For each limit of the study, always in one order: value / limit - 1, above 0 where the limit is broken.
-
-    What must not fall below its limit counts limit / value - 1. What is not measured yet counts as at its limit (0), so that every trial
-    has the same number of constraints.
-    """
-    return tuple(over for _, _, _, over in _limited(found, bench))
+def _excess(found: Measurement, bench: Bench) -> tuple[float, ...]:
+    return limits.excess(found, bench.spec.limits, bench.facts["teacher"]["accuracy"])
 
 
 def _violations(found: Measurement, bench: Bench) -> tuple[float, ...]:
     """What Optuna sees as constraints: the limits' excess, and where vocabularies vary, whether the recipe cannot be used with this one."""
-    return (*excess(found, bench), *([0.0] if bench.reduces else []))
+    return (*_excess(found, bench), *([0.0] if bench.reduces else []))
 
 
 def broken(found: Measurement, bench: Bench) -> str | None:
     """Which limits a candidate breaks, in words; None when it breaks none."""
-    limited = _limited(found, bench)
-    words = [f"{name} {value:.4g} {_verb(name)} the limit {limit:.4g}" for name, value, limit, over in limited if over > 0]
-    return "; ".join(words) or None
-
-
-def _limited(found: Measurement, bench: Bench) -> list[tuple[str, float | None, float, float]]:
-    """Name, value, limit and excess of every limit of the study."""
-    least = {"accuracy_relative": found.accuracy / bench.facts["teacher"]["accuracy"] if found.accuracy is not None else None}
-    most = {
-        "latency_ms": found.latency_ms,
-        "latency_relative": found.latency_relative,
-        "parameters": found.parameters,
-        "megabytes": found.bytes / 1e6 if found.bytes else None,
-    }
-    rows = []
-    for name, limit in bench.spec.limits.model_dump().items():
-        if limit is not None:
-            value = {**most, **least}[name]
-            larger, smaller = (limit, value) if name in least else (value, limit)
-            rows.append((name, value, limit, 0.0 if value is None else larger / max(smaller, 1e-9) - 1))
-    return rows
+    return limits.broken(found, bench.spec.limits, bench.facts["teacher"]["accuracy"])
 
 
 def least_accuracy(bench: Bench) -> float:
@@ -312,10 +287,6 @@ def least_accuracy(bench: Bench) -> float:
     majority = bench.rows.majority
     error = math.sqrt(majority * (1 - majority) / len(bench.rows.validation))
     return max(majority + 2 * error, (bench.spec.limits.accuracy_relative or 0.0) * bench.facts["teacher"]["accuracy"])
-
-
-def _verb(name: str) -> str:
-    return "is below" if name == "accuracy_relative" else "exceeds"
 
 
 def _with_latency(found: Measurement, latency: Latency) -> Measurement:

@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler
 from kdsearch.errors import UserError
 from kdsearch.study_file import Search
 
-# Up to so many trials that all run to the end, GP found better fronts than TPE (and takes seconds for an ask beyond them).
+# Up to so many trials that all run to the end, GP was ahead of TPE on a synthetic space (and takes seconds for an ask beyond them).
 MOST_FOR_GP = 100
 
 

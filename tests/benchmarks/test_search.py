@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 import pytest
 
-from benchmarks import record_curves, replay, search
+from benchmarks import record_curves, replay, rungs, search
 from kdsearch import check, search_space, space_file
 from kdsearch.records import COMPLETE, Measurement
 from tests import tiny
@@ -111,3 +111,20 @@ def test_those_of_full_length_are_spread_over_the_latencies(tmp_path: Path) -> N
     store.add({**chosen[0], "kind": record_curves.FULL})
     assert chosen[0]["number"] in {one["number"] for one in record_curves.spread(store, 3, 200)}
     assert len(record_curves.Store(tmp_path / "curves.jsonl").rows) == 61
+
+
+def test_a_score_that_ranks_as_the_end_does_keeps_the_whole_front(problem: search.Problem) -> None:
+    found = rungs.table(problem.replay, 0.7)
+    assert {(row["steps"], row["score"]) for row in found} == {(step, name) for step in (50, 100) for name in replay.SCORES}
+    for row in found:
+        assert row["tau"] == pytest.approx(1)
+        assert row["front"] > 0
+        assert row["eta 2"] >= row["eta 3"]
+        assert row["eta 2"] == row["front"] or row["front"] > len(problem.replay.trained) / 2
+    worse = [
+        {**one, "curve": {step: {**told, "divergence": -told["divergence"]} for step, told in one["curve"].items()}}
+        for one in problem.replay.rows
+    ]
+    turned = rungs.table(replay.Replay(worse, problem.replay.space, 200), 0.7)
+    assert [row["tau"] for row in turned if row["score"] == "divergence"] == pytest.approx([-1, -1])
+    assert "| 50 | calibrated divergence | 1.00 |" in rungs.document(found, problem.replay, "the command")

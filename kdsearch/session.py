@@ -1,0 +1,96 @@
+"""What the sessions of one study share: settings that may not change, its folder for one process alone, and study.json.
+
+A search is started again with the same file, days later or on a busier machine. What its trials depend on is compared, and what probes of
+the machine once decided stays as it was decided.
+"""
+
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from kdsearch import records, study_store, workers
+from kdsearch.check import Study
+from kdsearch.errors import UserError
+from kdsearch.machine import accelerator, matrix_product_rate, use_precision
+from kdsearch.objective import Bench
+
+PACKAGES = ("kdsearch-distill", "torch", "transformers", "optuna", "datasets", "accelerate", "scikit-learn", "plotly")
+# What a study's trials depend on: a study is only resumed with these unchanged.
+IDENTITY = ("teacher", "task", "target", "limits", "proxy")
+SEARCHED_WITH = ("seed", "sampler", "random_share", "rungs", "eta", "startup_trials", "baselines")
+
+
+def fingerprint(study: Study) -> dict[str, Any]:
+    """What must not change between the sessions of a study."""
+    spec = study.spec.model_dump(mode="json")
+    search_part = {key: spec["search"][key] for key in SEARCHED_WITH}
+    return {key: spec[key] for key in IDENTITY} | {"space": study.space.content, **search_part}
+
+
+def refuse_other_study(study: Study) -> None:
+    """Two studies in one folder would overwrite each other's records.
+
+    Raises:
+        UserError: the folder holds a study of another name.
+    """
+    facts = study.folder / "study.json"
+    name = json.loads(facts.read_text(encoding="utf-8")).get("name") if facts.is_file() else study.spec.name
+    if name != study.spec.name:
+        raise UserError(f"output folder: {study.folder} holds the study '{name}', not '{study.spec.name}'; choose another with --out")
+
+
+def workers_as_before(study: Study, store: Any) -> int:
+    """How many workers, after the precision is settled: probes of the machine decide on both, and a later session goes on as the first did,
+    since what is proposed and what is found depends on them."""
+    device = study.spec.target.device
+    if precision := store.user_attrs.get("precision"):
+        use_precision(device, precision)
+    study_store.as_before(store, "precision", accelerator(device).mixed_precision)
+    return study.spec.search.workers or study_store.as_before(store, "workers", workers.count_for(study.spec))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The study's folder for one process alone.
+
+    Raises:
+        UserError: another has it.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"{folder}: another kdsearch is running this study; wait for it, or choose another folder with --out") from None
+
+
+def write_facts(study: Study, bench: Bench, count: int) -> None:
+    """study.json: what was searched, with what, on which machine, by how many workers."""
+    precision = accelerator(study.spec.target.device).mixed_precision
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    on_cpu = study.spec.target.device == "cpu"
+    facts = {
+        "name": study.spec.name,
+        "base": str(study.base),
+        "spec": study.spec.model_dump(mode="json"),
+        "space": study.space.content,
+        **bench.facts,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}, "
+        f"training in {'float32' if precision == 'no' else precision}",
+        "workers": count,
+        # FLOP/s of what one worker may use; on a GPU it is not measured
+        "rate": matrix_product_rate(dtype=dtype, count=max(1, torch.get_num_threads() // count)) if on_cpu else None,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    # A later session does not time the teacher anew: its milliseconds stand beside those of the students that the first one timed.
+    place = study.folder / "study.json"
+    earlier = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    if earlier.get("teacher", {}).get("key") == bench.facts["teacher"]["key"]:
+        facts |= {name: earlier[name] for name in ("teacher", "rate") if name in earlier}
+    records.write_text(place, json.dumps(facts, indent=2))
