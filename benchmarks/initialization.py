@@ -83,7 +83,7 @@ def prepare(path: Path, starts: list[Initialization]) -> objective.Bench:
     study = check.open_files(path)
     space = space_file.parse({"architecture": asdict(SHAPES["tiny"]) | {"vocabulary": None}, "distillation": {"kd": {}}})
     extra = [candidate_of(shape, start) for shape in SHAPES for start in starts]
-    return objective.prepare(study.spec, space, study.base, extra, lambda stage, done, total: None)
+    return objective.in_full(objective.prepare(study.spec, space, study.base, extra))
 
 
 def weights_key(student: PreTrainedModel, candidate: Candidate) -> str:

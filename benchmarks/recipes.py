@@ -86,7 +86,7 @@ def prepare(path: Path, steps: int) -> objective.Bench:
     content = space_file.load(ROOT / "search_spaces" / "recipes.yaml").content
     space = space_file.parse({"architecture": SHAPE, "distillation": content["distillation"]})
     spec = study.spec.model_copy(update={"proxy": study.spec.proxy.model_copy(update={"steps": steps})})
-    return objective.prepare(spec, space, study.base, [], lambda stage, done, total: None)
+    return objective.in_full(objective.prepare(spec, space, study.base, []))
 
 
 def distilled(name: str, start: str, seed: int, recipe: Recipe, bench: objective.Bench) -> Run:

@@ -151,8 +151,8 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = check.open_files(options.study)
     spec, store = study.spec, Store(options.out / f"{study.spec.name}.jsonl")
-    bench = objective.prepare(spec, study.space, study.base, [])
-    lesson = workers.Lesson(spec, study.space, study.base, [], bench.facts, accelerator(spec.target.device).mixed_precision)
+    bench = objective.in_full(objective.prepare(spec, study.space, study.base, []))
+    lesson = workers.Lesson(spec, study.space, study.base, [], bench.known, accelerator(spec.target.device).mixed_precision)
     with workers.Workers(lesson, options.workers or workers.count_for(spec)) as crew:
         batch, number = 20, 0
         while (trained := len(proxies(store, spec.proxy.steps))) < options.candidates:

@@ -16,6 +16,8 @@ from kdsearch.errors import UserError
 # Threads that wait for each other must not spin while another program wants the core: a training step of two threads on two cores,
 # with one busy neighbour, took 0.65 to 0.73 s like this and 1.1 to 3.8 s without. Read by OpenMP when torch is imported, below.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# oneDNN keeps 1,024 compiled matrix products, some 300 MB, of shapes that no later student has; a training step needs some dozens.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 app = typer.Typer(
     help="Finds the best distilled student of a transformer: accuracy against measured latency.",

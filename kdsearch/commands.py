@@ -21,9 +21,8 @@ from kdsearch.errors import UserError
 from kdsearch.guesses import guesses
 from kdsearch.machine import accelerator
 from kdsearch.objective import Bench
-from kdsearch.order import Order
+from kdsearch.order import Order, derived
 from kdsearch.report import dashboard, front, html, study_folder, tables
-from kdsearch.samplers import derived
 from kdsearch.students.baselines import baselines
 from kdsearch.students.families import architecture_of, family_of
 from kdsearch.study_file import Search
@@ -108,6 +107,7 @@ def train_pick(place: Path, pick: str, steps: int | None = None) -> exporting.Ex
         console.print(remark, markup=False, highlight=False)
     with Display(console, study.spec.search) as display:
         bench = objective.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)
+        bench = objective.in_full(bench, display.progress)
         export = exporting.train(candidate, record.trial, record.seed, bench, study.folder, display.progress)
     html.write(study_folder.load(study.folder))
     result = export.result
@@ -204,7 +204,7 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -
 
 def _lesson(study: Study, bench: Bench, extra: list[Candidate]) -> workers.Lesson:
     precision = accelerator(study.spec.target.device).mixed_precision
-    return workers.Lesson(study.spec, study.space, study.base, extra, bench.facts, precision)
+    return workers.Lesson(study.spec, study.space, study.base, extra, bench.known, precision)
 
 
 def _with_steps(study: Study, steps: int | None) -> Study:
@@ -221,7 +221,7 @@ def _train_in_full(study: Study, folder: study_folder.StudyFolder, store: confir
     extra = [*{job.student.name: job.student.candidate for job in jobs}.values(), *_baselines(study).values()]
     with ExitStack() as open_until_done:
         display = open_until_done.enter_context(Display(console, study.spec.search))
-        bench = objective.prepare(study.spec, study.space, study.base, extra, display.progress)
+        bench = objective.in_full(objective.prepare(study.spec, study.space, study.base, extra, display.progress), display.progress)
         threads = open_until_done.enter_context(search.callers(count))  # closed last: those that wait for a worker end when it does
         crew = open_until_done.enter_context(workers.Workers(_lesson(study, bench, extra), count, display.progress)) if count > 1 else None
 

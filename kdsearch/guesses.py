@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from kdsearch.candidate import Architecture
-from kdsearch.search_space import each_asked, sample
+from kdsearch.search_space import each_asked, each_branch, sample
 from kdsearch.space_file import Choice, Float, Int, OneOf, SearchSpace
 
 # Shares of the latency limit, the fastest first: it is trained the soonest.
@@ -23,13 +23,16 @@ PREFERRED = {
 def guesses(space: SearchSpace, teacher: Architecture, limit: float | None) -> list[dict[str, Any]]:
     """Parameters of up to four students of the space; what is not among them is left to the sampler.
 
-    For each of some shares of the limit (latency relative to the teacher; 1 without one) the architecture with the greatest
-    layers * sqrt(width), and then the most matrix products, that is expected to be as fast. Of the recorded students of
-    benchmarks/curves the deep and half as wide ones were ahead of the wide and shallow at every latency.
+    For each of some shares of the limit (latency relative to the teacher; 1 without one) the architecture of the greatest size, and then
+    the most matrix products, that is expected to be as fast. Size is layers * sqrt(width) where students may start from principal
+    components: of the recorded students of benchmarks/curves the deep and half as wide ones were ahead of the wide and shallow at every
+    latency. It is width * sqrt(layers) where they cannot: a slice of the channels loses more than layers do.
     """
     best: dict[float, tuple[float, float, dict[str, Any]]] = {}
+    rotated = any(candidate.initialization.width == "pca" for candidate in each_branch(space))
     for params, shape in each_asked(space):
-        size = shape.layers * math.sqrt(shape.width), _products(shape)
+        more, less = (shape.layers, shape.width) if rotated else (shape.width, shape.layers)
+        size = more * math.sqrt(less), _products(shape)
         for share in SHARES:
             if expected_latency(shape, teacher) <= share * (limit or 1.0) and size > best.get(share, (0.0, 0.0))[:2]:
                 best[share] = *size, params

@@ -1,5 +1,6 @@
 """What models answer on rows, and the teacher's answers kept on disk: computed once per study."""
 
+import hashlib
 import json
 import shutil
 import zlib
@@ -27,16 +28,24 @@ FORWARD_TOKENS, CHECKSUMS, BLOCK = 2048, "checksums.json", 1 << 24
 
 @dataclass(frozen=True)
 class Outputs:
-    """A teacher's cached outputs over a pool: per signal one flat memory-mapped array, per row (logits) or per token."""
+    """A teacher's cached outputs over a pool: per signal one flat memory-mapped array, per row (logits) or per token.
+
+    ``starts`` [rows]: where each row's tokens start, -1 for a row that students are not trained on.
+    """
 
     arrays: dict[str, np.ndarray]
-    offsets: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    def holds(self, rows: np.ndarray) -> bool:
+        """Whether all of these rows can be told."""
+        return bool((self.starts[rows] >= 0).all())
 
     def batch(self, signals: frozenset[str], batch: Batch) -> dict[str, Tensor]:
         """The named signals of a batch's rows: logits [batch, classes], others [batch, seq, width], zero in padding."""
         width, device = batch.input_ids.shape[1], batch.input_ids.device
-        starts, ends = self.offsets[batch.rows], self.offsets[batch.rows + 1]
-        places = np.minimum(starts[:, None] + np.arange(width)[None, :], ends[:, None] - 1)
+        starts, lengths = self.starts[batch.rows], self.lengths[batch.rows]
+        places = starts[:, None] + np.minimum(np.arange(width)[None, :], lengths[:, None] - 1)
         found: dict[str, Tensor] = {}
         for signal in signals:
             if signal == "logits":
@@ -47,31 +56,59 @@ class Outputs:
         return found
 
 
+def told_now(model: PreTrainedModel, signals: frozenset[str], batch: Batch) -> dict[str, Tensor]:
+    """What :meth:`Outputs.batch` tells, by a forward pass of the model on this batch: for rows that are not kept."""
+    model.to(batch.input_ids.device)  # pyright: ignore[reportArgumentType] - transformers' own annotation
+    with explicit_attention(model), torch.no_grad():
+        found = observe(model, batch, signals)
+    padding = batch.attention_mask[:, :, None] == 0
+    return {
+        signal: values.float() if signal == "logits" else _by_token(values).to(torch.bfloat16).masked_fill(padding, 0)
+        for signal, values in found.items()
+    }
+
+
+def _by_token(values: Tensor) -> Tensor:
+    """[batch, seq, channels], of heads side by side where values are [batch, heads, seq, head size]."""
+    return values.transpose(1, 2).flatten(2) if values.ndim == 4 else values
+
+
 def outputs(
-    model: PreTrainedModel, key: str, pool: Pool, signals: frozenset[str], device: str, progress: Progress, trusted: bool = False
+    model: PreTrainedModel,
+    key: str,
+    pool: Pool,
+    signals: frozenset[str],
+    device: str,
+    progress: Progress,
+    trusted: bool = False,
+    rows: np.ndarray | None = None,
 ) -> Outputs:
     """The teacher's outputs over the pool: read from disk when they are there, else computed in one pass and kept.
 
-    Logits are float32 and stand for every row; everything else is bfloat16 and stands for the rows that students are trained on, which
-    come first in a pool. A folder is written aside and renamed, so it is whole or absent. One that is damaged is made again: its sizes
-    and, unless another process just has (``trusted``), its checksums are looked at.
+    Logits are float32 and stand for every row that is told or measured; everything else is bfloat16 and stands for the rows that students
+    are trained on: ``rows``, or all of train and transfer. A folder is written aside and renamed, so it is whole or absent. One that is
+    damaged is made again: its sizes and, unless another process just has (``trusted``), its checksums are looked at.
 
     Raises:
         UserError: the disk has no room for them.
     """
-    folder = cache_folder() / "outputs" / digest(key, pool.key, *sorted(signals), str(CACHE_VERSION))
-    shapes = {signal: len(pool.encoded) if signal == "logits" else _trained_tokens(pool) for signal in signals}
+    some = [] if rows is None else [hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()]
+    folder = cache_folder() / "outputs" / digest(key, pool.key, *sorted(signals), str(CACHE_VERSION), *some)
+    trained = np.arange(len(pool.train) + len(pool.transfer)) if rows is None else rows  # train and transfer stand first in a pool
+    lengths, starts = pool.encoded.lengths, np.full(len(pool.encoded), -1, dtype=np.int64)
+    starts[trained] = np.cumsum(lengths[trained]) - lengths[trained]
+    shapes = {signal: len(pool.encoded) if signal == "logits" else int(lengths[trained].sum()) for signal in signals}
     with one_at_a_time(folder):
         arrays = _read(folder, shapes, trusted)
         if arrays is None:
-            _refuse_too_large(model, pool, signals, folder, device)
+            _refuse_too_large(model, pool, signals, folder, device, int(lengths[trained].sum()))
             with written_aside(folder) as aside:
-                _compute(model, pool, signals, aside, device, progress)
+                _compute(model, pool, signals, aside, device, progress, starts)
                 sums = {path.name: checksum(path) for path in aside.iterdir()}
                 (aside / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
             arrays = _read(folder, shapes, trusted=True)
     assert arrays is not None
-    return Outputs(arrays, pool.encoded.offsets)
+    return Outputs(arrays, starts, lengths)
 
 
 def checksum(path: Path) -> int:
@@ -96,13 +133,13 @@ def _read(folder: Path, shapes: dict[str, int], trusted: bool) -> dict[str, np.n
     return arrays if all(len(arrays[signal]) == length for signal, length in shapes.items()) else None
 
 
-def _refuse_too_large(model: PreTrainedModel, pool: Pool, signals: frozenset[str], folder: Path, device: str) -> None:
+def _refuse_too_large(model: PreTrainedModel, pool: Pool, signals: frozenset[str], folder: Path, device: str, tokens: int) -> None:
     """Compare what the outputs need, from those of one row, with what the disk has."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _, one = next(forward(model, pool.encoded, np.arange(1), pool.pad_id, signals - {"logits"}, device))
     # [batch, seq, width] or [batch, heads, seq, head size]
     channels = {signal: values.shape[-1] * (values.shape[1] if values.ndim == 4 else 1) for signal, values in one.items()}
-    tokens, free = _trained_tokens(pool), shutil.disk_usage(folder.parent).free
+    free = shutil.disk_usage(folder.parent).free
     needed = 2 * tokens * sum(channels.values()) + 4 * len(pool.encoded) * classes_of(model.config)
     if needed > free:
         raise UserError(
@@ -110,11 +147,6 @@ def _refuse_too_large(model: PreTrainedModel, pool: Pool, signals: frozenset[str
             f"of {cache_folder()} has {free / 1e9:.1f} GB free; set KDSEARCH_CACHE to another, lower task.transfer.train, or leave "
             "knowledge types out of the space"
         )
-
-
-def _trained_tokens(pool: Pool) -> int:
-    """Tokens of the rows that students are trained on; train and transfer stand first in a pool."""
-    return int(pool.encoded.offsets[len(pool.train) + len(pool.transfer)])
 
 
 def predict(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, pad_id: int, device: str) -> np.ndarray:
@@ -140,26 +172,27 @@ def forward(
             yield batch, answer
 
 
-def _compute(model: PreTrainedModel, pool: Pool, signals: frozenset[str], folder: Path, device: str, progress: Progress) -> None:
-    encoded, done = pool.encoded, 0
-    trained = len(pool.train) + len(pool.transfer)
-    logits, sizes = np.zeros((len(encoded), classes_of(model.config)), dtype=np.float32), _trained_tokens(pool)
-    files: dict[str, np.ndarray] = {}
-    for rows, wanted in ((np.arange(trained), signals), (np.arange(trained, len(encoded)), frozenset({"logits"}))):
+def _compute(
+    model: PreTrainedModel, pool: Pool, signals: frozenset[str], folder: Path, device: str, progress: Progress, starts: np.ndarray
+) -> None:
+    encoded, done, lengths = pool.encoded, 0, pool.encoded.lengths
+    trained = np.flatnonzero(starts >= 0)
+    logits = np.full((len(encoded), classes_of(model.config)), np.nan, dtype=np.float32)
+    total, files = int(lengths[trained].sum() + lengths[pool.measuring].sum()), dict[str, np.ndarray]()
+    for rows, wanted in ((trained, signals), (pool.measuring, frozenset({"logits"}))):
         for batch, answer in forward(model, encoded, rows, pool.pad_id, wanted, device):
-            tokens = batch.attention_mask.bool()
-            places = np.concatenate([np.arange(*encoded.offsets[[row, row + 1]].tolist()) for row in batch.rows])
-            logits[batch.rows] = answer.pop("logits").float().cpu().numpy() if "logits" in answer else 0
+            places = np.concatenate([int(starts[row]) + np.arange(int(lengths[row])) for row in batch.rows])
+            if "logits" in answer:
+                logits[batch.rows] = answer.pop("logits").float().cpu().numpy()
             for signal, values in answer.items():
-                merged = values.transpose(1, 2).flatten(2) if values.ndim == 4 else values
-                flat = merged[tokens].to(torch.bfloat16).cpu().view(torch.int16).numpy()
+                flat = _by_token(values)[batch.attention_mask.bool()].to(torch.bfloat16).cpu().view(torch.int16).numpy()
                 if signal not in files:
                     files[signal] = np.lib.format.open_memmap(
-                        folder / f"{signal}.npy", mode="w+", dtype=flat.dtype, shape=(sizes, flat.shape[1])
+                        folder / f"{signal}.npy", mode="w+", dtype=flat.dtype, shape=(int(lengths[trained].sum()), flat.shape[1])
                     )
                 files[signal][places] = flat
             done += len(places)
-            progress("caching the teacher's outputs", done, int(encoded.offsets[-1]))
+            progress("caching the teacher's outputs", done, total)
     for file in files.values():
         file.flush()  # pyright: ignore[reportAttributeAccessIssue] - a memmap
     np.save(folder / "logits.npy", logits)

@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from kdsearch import calibration, cost, inference, limits, starts, teacher
 from kdsearch.candidate import Candidate
-from kdsearch.distillation.distil import Lesson, TeacherOf, distil
+from kdsearch.distillation.distil import Lesson, TeacherOf, distil, rows_read
 from kdsearch.distillation.knowledge import shapes_of, teacher_signals
 from kdsearch.distillation.loop import GoesOn, Progress, always, telling
 from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
 from kdsearch.inference import Outputs
 from kdsearch.machine import accelerator
-from kdsearch.order import Order
+from kdsearch.order import Order, seed_of
 from kdsearch.records import COMPLETE, REFUSED, STOPPED, Measurement
 from kdsearch.search_space import depths, each_branch, vocabularies
 from kdsearch.space_file import SearchSpace
@@ -33,7 +34,7 @@ from kdsearch.students.importance import Calibration
 from kdsearch.students.reading import Reading
 from kdsearch.students.vocabulary import Ranking
 from kdsearch.study_file import StudySpec, Training
-from kdsearch.target.latency import Latency, measure
+from kdsearch.target.latency import CAREFUL, QUICK, Latency, measure
 from kdsearch.tasks import data, metrics, pool
 from kdsearch.tasks.batches import Batch, collate
 from kdsearch.tasks.data import TaskData
@@ -45,6 +46,19 @@ LATENCY = ("latency_ms", "latency_ms_low", "latency_ms_high", "latency_relative"
 
 def silent(stage: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What one process found out of a study's data and teacher, for others: nothing is read, tokenised or compared anew.
+
+    ``told``: the rows that the teacher's outputs are kept of, None for all that students are trained on.
+    """
+
+    facts: dict[str, Any]
+    texts: TaskData
+    rows: pool.Pool
+    told: NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,12 @@ class Bench:
     base: Path = Path()
     calibration: Calibration | None = None
     quiet: Callable[[], AbstractContextManager[object]] = nullcontext
+    told: NDArray[np.int64] | None = None
+
+    @property
+    def known(self) -> Known:
+        """What another process need not find out."""
+        return Known(self.facts, self.texts, self.rows, self.told)
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -89,27 +109,46 @@ def prepare(
     base: Path,
     extra: list[Candidate],
     progress: Progress = silent,
-    facts: dict[str, Any] | None = None,
+    known: Known | None = None,
 ) -> Bench:
     """Load data and teacher (fine-tuned once), and compute the outputs that a candidate of the space, or one of ``extra``, can use.
 
-    ``facts``: what another process found out about this teacher and task already.
+    Of rows that no short distillation reads they are not computed, where that is most of them; :func:`in_full` is for the full ones.
     """
     device, seed = spec.target.device, spec.search.seed
     progress("reading the data", 0, 1)
     tokenizer = teacher.load_tokenizer(spec.teacher, base)
-    texts = data.load(spec.task, base, teacher.labels(spec.teacher, base))
-    rows = pool.build(texts, tokenizer, spec.task.max_length)
+    texts = known.texts if known else data.load(spec.task, base, teacher.labels(spec.teacher, base))
+    rows = known.rows if known else pool.build(texts, tokenizer, spec.task.max_length)
     model, key = teacher.load(spec.teacher, base, rows, seed, device, progress)
-    signals = signals_of(space, extra, model.config)
-    outputs = inference.outputs(model, key, rows, signals, device, progress, trusted=facts is not None)
-    reduces = vocabularies(space) != [None]
-    if facts is None:
-        facts = _facts(spec, model, rows, outputs, key)
+    signals, sizes = signals_of(space, extra, model.config), vocabularies(space)
+    told = known.told if known else _told(spec, rows, sizes)
+    outputs = inference.outputs(model, key, rows, signals, device, progress, trusted=known is not None, rows=told)
+    facts = known.facts if known else _facts(spec, model, rows, outputs, key)
+    if not known:
         _refuse_guessing(spec, facts)
     parts = calibration.parts_of(candidate.initialization for candidate in (*each_branch(space), *extra))
     scores = calibration.load(model, rows, parts, seed, device, progress)
-    return Bench(spec, model, tokenizer, rows, outputs, facts, texts, reduces, base=base, calibration=scores)
+    return Bench(spec, model, tokenizer, rows, outputs, facts, texts, sizes != [None], base=base, calibration=scores, told=told)
+
+
+def _told(spec: StudySpec, rows: pool.Pool, sizes: list[int | None]) -> NDArray[np.int64] | None:
+    """The rows that the study's short distillations read, where they are less than half of the tokens; None: all of them.
+
+    Students of another vocabulary are batched by other lengths, and so read other rows: there it is all.
+    """
+    read, trained = rows_read(rows, spec.proxy, seed_of(spec.search)), np.concatenate([rows.train, rows.transfer])
+    lengths = rows.encoded.lengths
+    return read if sizes == [None] and 2 * lengths[read].sum() < lengths[trained].sum() else None
+
+
+def in_full(bench: Bench, progress: Progress = silent) -> Bench:
+    """The same with the teacher's outputs on all rows that students are trained on."""
+    if bench.told is None:
+        return bench
+    signals, device = frozenset(bench.outputs.arrays), bench.spec.target.device
+    outputs = inference.outputs(bench.teacher, bench.facts["teacher"]["key"], bench.rows, signals, device, progress)
+    return replace(bench, outputs=outputs, told=None)
 
 
 def _refuse_guessing(spec: StudySpec, facts: dict[str, Any]) -> None:
@@ -163,7 +202,8 @@ def evaluate(order: Order, bench: Bench, progress: Progress = silent) -> Measure
     else:
         with bench.quiet():
             lap("waiting")
-            timed = _with_latency(counted, measure(student, bench.teacher, bench.spec.target, order.seed))
+            effort = QUICK if order.training is None else CAREFUL
+            timed = _with_latency(counted, measure(student, bench.teacher, bench.spec.target, order.seed, effort))
         lap("latency")
     timed = replace(timed, violations=_violations(timed, bench))
     if (reason := broken(timed, bench)) and not order.train_anyway:
@@ -221,7 +261,7 @@ def train(
     if messages := tokenised_otherwise(candidate, bench):
         raise UserError(messages)
     own = bench.reading(candidate.architecture.vocabulary)
-    teacher_of = _told_on_its_own_tokens(bench) if own.changed else bench.outputs.batch
+    teacher_of = _told_on_its_own_tokens(bench) if own.changed else _teacher_of(bench)
     lesson = Lesson(own.rows, teacher_of, training, seed, bench.spec.target.device)
     return len(distil(student, candidate, shapes_of(candidate.architecture, bench.teacher.config), lesson, goes_on))
 
@@ -236,11 +276,21 @@ def tokenised_otherwise(candidate: Candidate, bench: Bench) -> list[str]:
 
 def _told_on_its_own_tokens(bench: Bench) -> TeacherOf:
     """What the teacher said on a batch of another tokenisation: on its own tokens of the same rows, with the mask of these."""
-    place = accelerator(bench.spec.target.device).device
+    place, teacher_of = accelerator(bench.spec.target.device).device, _teacher_of(bench)
 
     def told(signals: frozenset[str], batch: Batch) -> dict[str, Tensor]:
         own = collate(bench.rows.encoded, batch.rows, bench.rows.pad_id, place)
-        return {**bench.outputs.batch(signals, own), "mask": own.attention_mask}
+        return {**teacher_of(signals, own), "mask": own.attention_mask}
+
+    return told
+
+
+def _teacher_of(bench: Bench) -> TeacherOf:
+    """What the teacher said on a batch: as it is kept, and otherwise (other seeds and longer trainings read other rows) computed now."""
+
+    def told(signals: frozenset[str], batch: Batch) -> dict[str, Tensor]:
+        kept = not signals or bench.outputs.holds(batch.rows)
+        return bench.outputs.batch(signals, batch) if kept else inference.told_now(bench.teacher, signals, batch)
 
     return told
 

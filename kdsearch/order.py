@@ -1,11 +1,12 @@
 """What an evaluation is asked for: plain data that goes to a worker process and back with its measurement."""
 
+import hashlib
 from dataclasses import dataclass, field
 
 from kdsearch.candidate import Candidate
 from kdsearch.records import Measurement
 from kdsearch.rungs import Rungs
-from kdsearch.study_file import Training
+from kdsearch.study_file import Search, Training
 
 
 @dataclass(frozen=True)
@@ -22,3 +23,13 @@ class Order:
     rungs: Rungs = field(default_factory=Rungs)
     training: Training | None = None
     timed: Measurement | None = None
+
+
+def derived(seed: int, number: int, purpose: str = "") -> int:
+    """A 32-bit seed for the ask after ``number`` trials, the same in every session; another for each purpose."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{number}{purpose}".encode()).digest()[:4], "big")
+
+
+def seed_of(plan: Search) -> int:
+    """The seed of every candidate of a search: equal weights and data order make their difference clearer."""
+    return derived(plan.seed, -1)

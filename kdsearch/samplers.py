@@ -1,6 +1,5 @@
 """Samplers by name, seeded anew for every ask, so that a search that was stopped goes on as if it had not been."""
 
-import hashlib
 import importlib
 import inspect
 import warnings
@@ -11,6 +10,7 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from kdsearch.errors import UserError
+from kdsearch.order import derived
 from kdsearch.study_file import Search
 
 # Up to so many trials that all run to the end, GP was ahead of TPE on a synthetic space (and takes seconds for an ask beyond them).
@@ -86,8 +86,3 @@ def imported(name: str) -> Callable[[int], BaseSampler]:
         raise UserError(f"search.sampler: {name} is no Optuna sampler that takes a seed; derive it from optuna.samplers.BaseSampler")
     made: Any = found
     return lambda seed: made(seed=seed)
-
-
-def derived(seed: int, number: int, purpose: str = "") -> int:
-    """A 32-bit seed for the ask after ``number`` trials, the same in every session; another for each purpose."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{number}{purpose}".encode()).digest()[:4], "big")

@@ -19,10 +19,10 @@ from optuna.trial import TrialState
 
 from kdsearch import records, search_space, study_store
 from kdsearch.candidate import Architecture, Candidate, from_dict
-from kdsearch.order import Order
+from kdsearch.order import Order, seed_of
 from kdsearch.records import FAILED, Measurement, Record
 from kdsearch.rungs import Rungs
-from kdsearch.samplers import derived, sampler_for
+from kdsearch.samplers import sampler_for
 from kdsearch.space_file import SearchSpace
 from kdsearch.study_file import Search
 from kdsearch.together import together
@@ -186,22 +186,17 @@ def _start(run: Session, asked: Asked, hands: Executor, objective: Objective) ->
     elif any(one.candidate.key() == asked.candidate.key() for one in state.running.values()):
         state.held.append(asked)
     else:
-        state.running[hands.submit(records.measured, objective, _order(asked, _seed(run.around.plan)))] = asked
+        state.running[hands.submit(records.measured, objective, _order(asked, seed_of(run.around.plan)))] = asked
 
 
 def _end(run: Session, future: Future[Measurement]) -> None:
     """Tell what was found, also of those that waited for it."""
     state = run.state
     asked = state.running.pop(future)
-    run.settle(asked, Record(asked.trial.number, asked.candidate.to_dict(), future.result(), _seed(run.around.plan), asked.baseline))
+    run.settle(asked, Record(asked.trial.number, asked.candidate.to_dict(), future.result(), seed_of(run.around.plan), asked.baseline))
     for other in [one for one in state.held if one.candidate.key() == asked.candidate.key()]:
         state.held.remove(other)
         run.settle(other, _repeated(other, state.known[asked.place]))
-
-
-def _seed(plan: Search) -> int:
-    """The same for every candidate: equal weights and data order make their difference clearer."""
-    return derived(plan.seed, -1)
 
 
 def in_order(known: dict[int, Record]) -> list[Record]:

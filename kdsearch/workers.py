@@ -32,6 +32,8 @@ from kdsearch.study_file import StudySpec
 
 TELL_SECONDS, POLL_SECONDS, PATIENCE = 1.0, 0.01, 5.0
 MOST_UNASKED = 8
+# A process that has only imported is copied for each worker: one import instead of one each, and its memory is shared. Not safe on macOS.
+START = "forkserver" if sys.platform == "linux" else "spawn"
 
 
 def count_for(spec: StudySpec) -> int:
@@ -41,13 +43,13 @@ def count_for(spec: StudySpec) -> int:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a process needs to prepare its bench: the study's data, the candidates outside of its space, and what the main process found."""
+    """What a process needs to prepare its bench: the study, the candidates outside of its space, and what the main process found."""
 
     spec: StudySpec
     space: SearchSpace
     base: Path
     extra: list[Candidate]
-    facts: dict[str, Any]
+    known: objective.Known
     precision: str
 
 
@@ -175,7 +177,9 @@ class Workers:
         return fresh
 
     def _started(self, number: int) -> Worker:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START)
+        if START == "forkserver":
+            context.set_forkserver_preload([__name__])
         ours, theirs = context.Pipe()
         threads = max(1, torch.get_num_threads() // self.count)
         arguments = (theirs, threads, Path(self.folder.name), number, self.count)
@@ -227,7 +231,7 @@ def _work(connection: Connection, threads: int, folder: Path, number: int, count
         try:
             use_precision(lesson.spec.target.device, lesson.precision)
             with gate.own:
-                bench = objective.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra, facts=lesson.facts)
+                bench = objective.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra, known=lesson.known)
         except Exception as error:
             connection.send(f"{type(error).__name__}: {error}")
             return

@@ -45,6 +45,18 @@ def test_for_each_share_of_the_limit_the_deepest_and_widest_that_is_expected_to_
             assert not any(guesses.expected_latency(shape, TEACHER) <= share * limit for shape in found)
 
 
+def test_where_none_starts_from_principal_components_width_counts_more_than_depth() -> None:
+    rotated, sliced = (
+        parse({**ENCODER.content, "initialization": {"layers": "uniform", "width": {"choice": ["slice", width]}}})
+        for width in ("pca", "importance")
+    )
+    deep, wide = (shapes(guesses.guesses(space, TEACHER, 1.0)) for space in (rotated, sliced))
+    for fitting in ([shape for shape in each_architecture(ENCODER) if guesses.expected_latency(shape, TEACHER) <= 0.25],):
+        best = max(shape.width * shape.layers**0.5 for shape in fitting)
+        assert any(shape in fitting and shape.width * shape.layers**0.5 == pytest.approx(best) for shape in wide)
+    assert all(shallow.layers < other.layers and shallow.width > other.width for shallow, other in zip(wide[:3], deep, strict=False))
+
+
 def test_the_teacher_itself_is_expected_at_1_and_half_its_layers_at_a_half() -> None:
     assert guesses.expected_latency(TEACHER, TEACHER) == pytest.approx(1.0)
     assert guesses.expected_latency(Architecture(3, 12, 32, 4), TEACHER) == pytest.approx(0.5)

@@ -55,6 +55,37 @@ def test_of_rows_that_are_only_measured_nothing_but_logits_is_kept(tmp_path: Pat
     np.testing.assert_allclose(found.arrays["logits"], every, atol=1e-5)
 
 
+def test_of_some_rows_nothing_else_is_computed_and_no_other_is_told(tmp_path: Path, rows: Pool, cache: Path) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    whole = inference.outputs(model, key, rows, SIGNALS, "cpu", Events())
+    some, seen, events = np.array([1, 4, 5, len(rows.train) + 2]), forwards(model), Events()
+    found = inference.outputs(model, key, rows, SIGNALS, "cpu", events, rows=some)
+    assert seen
+    assert events[-1][2] == rows.encoded.lengths[some].sum() + rows.encoded.lengths[rows.measuring].sum()
+    assert found.holds(some[[2, 0]])
+    assert not found.holds(np.array([1, 2]))
+    batch = collate(rows.encoded, some[[2, 0, 3]], rows.pad_id, torch.device("cpu"))
+    for signal, values in found.batch(SIGNALS, batch).items():
+        torch.testing.assert_close(values.float(), whole.batch(SIGNALS, batch)[signal].float(), rtol=2**-7, atol=1e-5, msg=signal)
+    untold = np.setdiff1d(np.arange(len(rows.train) + len(rows.transfer)), some)
+    assert np.isnan(found.arrays["logits"][untold]).all()
+    assert np.isfinite(found.arrays["logits"][rows.measuring]).all()
+    assert len(list((cache / "outputs").iterdir())) == 2
+
+
+def test_what_is_not_kept_is_told_by_a_forward_pass_as_it_would_be_kept(tmp_path: Path, rows: Pool) -> None:
+    model, key, _ = load(AS_IT_IS, tmp_path, rows)
+    kept = inference.outputs(model, key, rows, SIGNALS, "cpu", Events())
+    batch = collate(rows.encoded, np.array([3, 0, 7]), rows.pad_id, torch.device("cpu"))
+    expected = kept.batch(SIGNALS, batch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=accelerator("cpu").mixed_precision == "bf16"):
+        found = inference.told_now(model, SIGNALS, batch)
+    assert set(found) == set(expected)
+    for signal, values in found.items():
+        assert (values.dtype, values.shape, values.requires_grad) == (expected[signal].dtype, expected[signal].shape, False)
+        torch.testing.assert_close(values.float(), expected[signal].float(), rtol=2**-7, atol=1e-5, msg=signal)
+
+
 @pytest.mark.parametrize("damage", ["cut off", "empty", "gone", "of another length", "one bit"])
 @pytest.mark.parametrize("signal", ["logits", "hidden.2"])
 def test_a_damaged_cache_is_made_again_and_never_used(damage: str, signal: str, tmp_path: Path, rows: Pool, cache: Path) -> None:

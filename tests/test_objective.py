@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,13 +11,13 @@ from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, 
 from kdsearch.distillation.distil import Lesson
 from kdsearch.distillation.knowledge import view
 from kdsearch.errors import UserError
-from kdsearch.order import Order
+from kdsearch.order import Order, seed_of
 from kdsearch.records import COMPLETE, REFUSED
 from kdsearch.space_file import SearchSpace
 from kdsearch.students.build import build
 from kdsearch.study_file import Limits, StudySpec, Training
 from kdsearch.tasks.batches import collate
-from tests import tiny
+from tests import teaching, tiny
 
 CONFIG = tiny.config()
 
@@ -51,6 +52,37 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> objective.Bench:
     monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
     spec = StudySpec.model_validate({**tiny.study(tmp_path), "proxy": {"steps": 4, "batch_tokens": 256, "transfer_share": 0.3}})
     return objective.prepare(spec, space_file.load(tmp_path / "space.yaml"), tmp_path, [])
+
+
+KD = Candidate(tiny.narrower(), Initialization("last"), Recipe("kd", 0.5, (Term("kd"), Term("hidden_mse"))))
+
+
+def test_what_short_distillations_read_is_kept_and_the_rest_is_told_when_it_is_read(tmp_path: Path, bench: objective.Bench) -> None:
+    """Few steps read few of the rows: the search's own seed never asks the teacher, another one does, and finds what it would have."""
+    short = bench.spec.model_copy(update={"proxy": bench.spec.proxy.model_copy(update={"steps": 2, "batch_tokens": 64})})
+    few = objective.prepare(short, space_file.load(tmp_path / "space.yaml"), tmp_path, [KD])
+    long = bench.spec.model_copy(update={"proxy": bench.spec.proxy.model_copy(update={"steps": 8})})
+    assert objective.prepare(long, space_file.load(tmp_path / "space.yaml"), tmp_path, [KD]).told is None  # it reads most of the rows
+    assert few.told is not None
+    assert len(few.told) < 0.5 * (len(few.rows.train) + len(few.rows.transfer))
+    whole, asked = objective.in_full(few), teaching.forwards(few.teacher)
+    assert whole.outputs.holds(np.concatenate([few.rows.train, few.rows.transfer]))
+    del asked[:]
+    own = seed_of(short.search)
+    found = {}
+    for seed in (own, own + 1):
+        for name, one in (("few", few), ("whole", whole)):
+            student = objective.started(KD, one, seed)
+            before = len(asked)
+            objective.train(student, KD, one, short.proxy, seed)
+            found[seed, name] = objective.scores(student, one)["divergence"], len(asked) - before
+    assert found[own, "few"] == found[own, "whole"]
+    assert [count for _, count in found.values()] == [0, 0, short.proxy.steps, 0]
+    assert found[own + 1, "few"][0] == pytest.approx(found[own + 1, "whole"][0], rel=1e-2)
+
+
+def test_where_vocabularies_vary_every_row_is_kept(spelled: objective.Bench) -> None:
+    assert spelled.told is None
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[objective.Bench]
 @pytest.fixture
 def lesson(bench: objective.Bench) -> Lesson:
     space = space_file.load(bench.base / "space.yaml")
-    return Lesson(bench.spec, space, bench.base, [], bench.facts, accelerator("cpu").mixed_precision)
+    return Lesson(bench.spec, space, bench.base, [], bench.known, accelerator("cpu").mixed_precision)
 
 
 def endless(lesson: Lesson) -> Lesson:

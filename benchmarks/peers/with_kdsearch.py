@@ -32,4 +32,4 @@ if __name__ == "__main__":
     told = Inputs.read(sys.argv[1]).told
     study = check.open_files(Path(told["study"]))
     candidates = [from_dict(student["candidate"]) for student in told["students"].values()]
-    serve(partial(train, objective.prepare(study.spec, study.space, study.base, candidates)))
+    serve(partial(train, objective.in_full(objective.prepare(study.spec, study.space, study.base, candidates))))

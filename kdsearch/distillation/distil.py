@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -74,3 +75,9 @@ def batches(lesson: Lesson, share: float) -> Iterator[Batch]:
     rows, place = lesson.rows, accelerator(lesson.device).device
     for epoch, some in stream(rows.train, rows.transfer, rows.encoded.lengths, lesson.training.batch_tokens, share, lesson.seed):
         yield collate(rows.encoded, some, rows.pad_id, place, epoch)
+
+
+def rows_read(rows: Pool, training: Training, seed: int) -> np.ndarray:
+    """The rows that stand in the batches of a training that listens to the teacher, in ascending order."""
+    stream_of = stream(rows.train, rows.transfer, rows.encoded.lengths, training.batch_tokens, training.transfer_share, seed)
+    return np.unique(np.concatenate([some for _, some in islice(stream_of, training.steps)]))

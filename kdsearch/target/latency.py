@@ -16,7 +16,20 @@ from transformers import PreTrainedModel
 from kdsearch.machine import threads
 from kdsearch.study_file import Target
 
-WARM_UP, FEWEST_ROUNDS, MOST_SECONDS, CLOSE_ENOUGH = 5, 30, 1.5, 0.02
+WARM_UP = 5
+
+
+@dataclass(frozen=True)
+class Effort:
+    """At least so many rounds, until the 95 % interval of the median paired ratio is so narrow to each side, or the seconds are over."""
+
+    rounds: int
+    seconds: float
+    close: float
+
+
+# While a search times a student everybody else stands still.
+CAREFUL, QUICK = Effort(30, 1.5, 0.02), Effort(20, 0.75, 0.03)
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Latency:
     rounds: int
 
 
-def measure(student: PreTrainedModel, teacher: PreTrainedModel, target: Target, seed: int = 0) -> Latency:
+def measure(student: PreTrainedModel, teacher: PreTrainedModel, target: Target, seed: int = 0, effort: Effort = CAREFUL) -> Latency:
     """Time a student and its teacher on the target: its device, threads, batch size and (full) sequence length."""
     device = torch.device(target.device)
     ids = torch.ones((target.batch_size, target.sequence_length), dtype=torch.long, device=device)
@@ -47,17 +60,17 @@ def measure(student: PreTrainedModel, teacher: PreTrainedModel, target: Target, 
     for model in (student, teacher):
         model.eval().to(device)  # pyright: ignore[reportArgumentType] - transformers' own annotation
     with torch.inference_mode(), threads(target.threads):
-        return compare(lambda: run(student), lambda: run(teacher), seed)
+        return compare(lambda: run(student), lambda: run(teacher), seed, effort)
 
 
-def compare(run: Callable[[], object], reference: Callable[[], object], seed: int = 0) -> Latency:
-    """Time two callables in turns, in random order, until the 95 % interval of the median paired ratio is within 2 %, or 1.5 s are over."""
+def compare(run: Callable[[], object], reference: Callable[[], object], seed: int = 0, effort: Effort = CAREFUL) -> Latency:
+    """Time two callables in turns, in random order, for as long as the effort says."""
     random = np.random.default_rng(seed)
     times: list[tuple[float, float]] = []
     for _ in range(WARM_UP):
         run()
         reference()
-    end = time.perf_counter() + MOST_SECONDS
+    end = time.perf_counter() + effort.seconds
     with collector_off():
         while True:
             pair = [0.0, 0.0]
@@ -66,8 +79,8 @@ def compare(run: Callable[[], object], reference: Callable[[], object], seed: in
                 (run, reference)[which]()
                 pair[which] = time.perf_counter() - start
             times.append((pair[0], pair[1]))
-            enough = len(times) >= FEWEST_ROUNDS and len(times) % 10 == 0
-            if enough and (time.perf_counter() > end or _settled(times)):
+            enough = len(times) >= effort.rounds and len(times) % 10 == 0
+            if enough and (time.perf_counter() > end or _settled(times, effort.close)):
                 break
     return _summary(np.asarray(times) * 1000)
 
@@ -91,10 +104,10 @@ def collector_off() -> Iterator[None]:
         gc.enable()
 
 
-def _settled(times: list[tuple[float, float]]) -> bool:
+def _settled(times: list[tuple[float, float]], close: float) -> bool:
     pairs = np.asarray(times)
     middle, low, high = median_interval(pairs[:, 0] / pairs[:, 1])
-    return high - low <= 2 * CLOSE_ENOUGH * middle
+    return high - low <= 2 * close * middle
 
 
 def _summary(ms: np.ndarray) -> Latency:

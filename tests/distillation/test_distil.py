@@ -10,7 +10,7 @@ import torch
 
 from kdsearch.candidate import Candidate, Initialization, Recipe, Term, Training
 from kdsearch.distillation.composition import Composition
-from kdsearch.distillation.distil import Lesson, batches, distil
+from kdsearch.distillation.distil import Lesson, batches, distil, rows_read
 from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.loop import telling
 from kdsearch.distillation.signals import observe
@@ -127,6 +127,15 @@ def test_labels_alone_take_no_text_without_labels_and_no_word_of_the_teacher(row
     distil(student, candidate, Shapes(tiny.narrower(), tiny.SHAPE, 2), lesson)
     assert {signals for signals, _ in asked} == {frozenset()}
     assert all((labels >= 0).all() for _, labels in asked)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_rows_that_a_training_reads_are_known_before(rows: Pool, seed: int) -> None:
+    length = LENGTH.model_copy(update={"steps": 3, "batch_tokens": 128, "transfer_share": 0.25})
+    read = rows_read(rows, length, seed)
+    seen = np.concatenate([batch.rows for batch in islice(batches(Lesson(rows, ask_teacher, length, seed, "cpu"), 0.25), 3)])
+    assert read.tolist() == sorted(set(seen.tolist()))
+    assert len(read) < len(rows.train) + len(rows.transfer)
 
 
 def test_labelled_and_transfer_rows_are_mixed_by_their_share(rows: Pool) -> None:

@@ -49,7 +49,7 @@ def test_neither_of_the_two_is_always_the_first(monkeypatch: pytest.MonkeyPatch)
     compare(run, reference)
     behind = order[2 * latency.WARM_UP :]
     firsts = behind[::2]
-    assert len(behind) == 2 * latency.FEWEST_ROUNDS
+    assert len(behind) == 2 * latency.CAREFUL.rounds
     assert {first != second for first, second in zip(firsts, behind[1::2], strict=True)} == {True}
     assert 0.2 < firsts.count("run") / len(firsts) < 0.8
 
@@ -62,12 +62,20 @@ def test_it_goes_on_until_the_interval_is_narrow_or_the_time_is_over(monkeypatch
         noisy = [clock.takes(lambda spread=spread: 1e-3 * random.lognormal(0, spread)) for _ in range(2)]
         found[spread] = (compare(*noisy), clock.now - start)
     (steady, _), (middling, seconds), (wild, all_seconds) = found.values()
-    assert steady.rounds == latency.FEWEST_ROUNDS
+    assert steady.rounds == latency.CAREFUL.rounds
     assert middling.rounds > steady.rounds
-    assert seconds < latency.MOST_SECONDS
-    assert middling.relative_high - middling.relative_low <= 2 * latency.CLOSE_ENOUGH * middling.relative
-    assert all_seconds == pytest.approx(latency.MOST_SECONDS, rel=0.1)
-    assert wild.relative_high - wild.relative_low > 2 * latency.CLOSE_ENOUGH * wild.relative
+    assert seconds < latency.CAREFUL.seconds
+    assert middling.relative_high - middling.relative_low <= 2 * latency.CAREFUL.close * middling.relative
+    assert all_seconds == pytest.approx(latency.CAREFUL.seconds, rel=0.1)
+    assert wild.relative_high - wild.relative_low > 2 * latency.CAREFUL.close * wild.relative
+
+
+def test_a_search_is_content_with_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, random = Clock(monkeypatch), np.random.default_rng(0)
+    noisy = [clock.takes(lambda: 1e-3 * random.lognormal(0, 0.08)) for _ in range(2)]
+    quick, careful = (compare(*noisy, effort=effort) for effort in (latency.QUICK, latency.CAREFUL))
+    assert latency.QUICK.rounds <= quick.rounds < careful.rounds
+    assert careful.relative_high - careful.relative_low < quick.relative_high - quick.relative_low <= 2 * 0.03 * quick.relative
 
 
 @pytest.mark.parametrize("n", [30, 61, 300])
@@ -86,7 +94,7 @@ def test_the_median_of_few_values_stays_among_them() -> None:
 def test_garbage_is_not_collected_while_something_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, seen = Clock(monkeypatch), []
     compare(clock.takes(lambda: seen.append(gc.isenabled()) or 1e-3), clock.takes(lambda: 1e-3))
-    assert seen[latency.WARM_UP :] == [False] * latency.FEWEST_ROUNDS
+    assert seen[latency.WARM_UP :] == [False] * latency.CAREFUL.rounds
     assert gc.isenabled()
 
 
@@ -109,8 +117,8 @@ def test_a_student_of_half_the_depth_takes_half_the_time_of_its_layers(monkeypat
 
 
 def test_a_model_runs_on_the_target_s_batch_and_threads_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, few in (("MOST_SECONDS", 0.0), ("WARM_UP", 1), ("FEWEST_ROUNDS", 1)):
-        monkeypatch.setattr(latency, name, few)
+    monkeypatch.setattr(latency, "WARM_UP", 1)
+    once = latency.Effort(rounds=1, seconds=0.0, close=0.0)
     model, seen = tiny.teacher(num_hidden_layers=1), []
 
     def look(_: torch.nn.Module, __: tuple, inputs: dict[str, torch.Tensor]) -> None:
@@ -125,8 +133,8 @@ def test_a_model_runs_on_the_target_s_batch_and_threads_in_inference_mode(monkey
 
     model.register_forward_pre_hook(look, with_kwargs=True)
     target = Target(batch_size=3, sequence_length=20, threads=2)
-    measure(model, model, target)
+    measure(model, model, target, effort=once)
     assert set(seen) == {((3, 20), 1, 2, True)}
     seen.clear()
-    measure(model, model, target.model_copy(update={"threads": 1}))
+    measure(model, model, target.model_copy(update={"threads": 1}), effort=once)
     assert {threads for _, _, threads, _ in seen} == {1}
