@@ -78,6 +78,6 @@ def batches(lesson: Lesson, share: float) -> Iterator[Batch]:
 
 
 def rows_read(rows: Pool, training: Training, seed: int) -> np.ndarray:
-    """The rows that stand in the batches of a training that listens to the teacher, in ascending order."""
+    """The rows that stand in the batches of a training that listens to the teacher, and in those of its calibration, in ascending order."""
     stream_of = stream(rows.train, rows.transfer, rows.encoded.lengths, training.batch_tokens, training.transfer_share, seed)
-    return np.unique(np.concatenate([some for _, some in islice(stream_of, training.steps)]))
+    return np.unique(np.concatenate([some for _, some in islice(stream_of, max(training.steps, CALIBRATION_BATCHES))]))

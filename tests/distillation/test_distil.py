@@ -129,11 +129,11 @@ def test_labels_alone_take_no_text_without_labels_and_no_word_of_the_teacher(row
     assert all((labels >= 0).all() for _, labels in asked)
 
 
-@pytest.mark.parametrize("seed", [0, 5])
-def test_the_rows_that_a_training_reads_are_known_before(rows: Pool, seed: int) -> None:
-    length = LENGTH.model_copy(update={"steps": 3, "batch_tokens": 128, "transfer_share": 0.25})
+@pytest.mark.parametrize(("seed", "steps"), [(0, 6), (5, 6), (5, 1)])
+def test_the_rows_that_a_training_reads_are_known_before(rows: Pool, seed: int, steps: int) -> None:
+    length = LENGTH.model_copy(update={"steps": steps, "batch_tokens": 64, "transfer_share": 0.25})
     read = rows_read(rows, length, seed)
-    seen = np.concatenate([batch.rows for batch in islice(batches(Lesson(rows, ask_teacher, length, seed, "cpu"), 0.25), 3)])
+    seen = np.concatenate([batch.rows for batch in islice(batches(Lesson(rows, ask_teacher, length, seed, "cpu"), 0.25), max(4, steps))])
     assert read.tolist() == sorted(set(seen.tolist()))
     assert len(read) < len(rows.train) + len(rows.transfer)
 
