@@ -56,6 +56,7 @@ def test_who_is_not_found_yet_counts_as_the_mean_of_those_who_are() -> None:
     assert budget.seconds_for_finalists(chosen, [*chosen, *others], full) == pytest.approx(2 * (100 + 200 + 3 * 150))
     assert budget.seconds_for_finalists([], [*chosen, *others], full) == pytest.approx(2 * 5 * 400)
     assert budget.seconds_for_finalists([], [trial(5.0, 0)], full) == budget.seconds_for_finalists([], [], full) == 0.0
+    assert budget.seconds_for_finalists([], [trial(10.0)] * 7, full) == pytest.approx(2 * 5 * 100)
     many = [trial(10.0)] * 6  # a baseline that is a finalist too: no fewer than there are
     assert budget.seconds_for_finalists(many, many, full) == pytest.approx(2 * 6 * 100)
     side_by_side = [budget.seconds_for_finalists(chosen, chosen, replace(full, workers=count)) for count in (2, 100)]

@@ -245,19 +245,22 @@ def test_what_is_kept_of_the_minutes_is_not_searched_and_stays_kept_in_a_later_s
 
     def keep(known: Sequence[records.Record]) -> float:
         asked.append(len(known))
-        now[0] += 0.01  # looking takes time, too
         return 4.0 if len(known) > 2 else 0.0
+
+    class Slow(fake_search.Watcher):
+        def found(self, record: records.Record, known: Sequence[records.Record]) -> None:
+            now[0] += 0.1  # behind the seconds that are stored with a trial
 
     def run(minutes: float) -> list[records.Record]:
         study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
         around = replace(fake_search.around(tmp_path, Search(minutes=minutes, sampler="random")), keep=keep)
-        return search.search(study, around, a_second_each, fake_search.Watcher(), clock=lambda: now[0])
+        return search.search(study, around, a_second_each, Slow(), clock=lambda: now[0])
 
-    found = run(9.995 / 60)
-    assert len(found) == 6  # in the seconds 0 to 5; at the next look 6.06 and the 4 that are kept are more than there are
+    found = run(10.55 / 60)
+    assert len(found) == 6  # at 5.5 s there is time for another; at 6.6 s the 4 that are kept are more than there are
     assert asked == list(range(7))
     now[0] += 1000
-    assert run(9.995 / 60) == found
+    assert run(10.55 / 60) == found
     assert len(run(12 / 60)) == 8
 
 
