@@ -36,7 +36,7 @@ def on_finalists(trainings: int, seconds: float, spec: StudySpec) -> str | None:
     if budget.seconds_kept(seconds, spec.search) >= seconds:
         return None
     return (
-        f"The finalists' {trainings} trainings of {spec.train.steps} steps take about {seconds / 60:.3g} min, more than "
+        f"The finalists' {trainings} trainings of {spec.train.steps} steps take about {seconds / 60:.3g} min by arithmetic, more than "
         f"{1 - LEAST_SEARCH:.0%} of the {minutes:.3g} that are given: {LEAST_SEARCH * minutes:.3g} min are searched, and then they are "
         f"trained all the same. Raise search.minutes to {seconds / 60 / (1 - LEAST_SEARCH):.3g} or more, or lower search.finalists, "
         "search.finalist_seeds or train.steps."

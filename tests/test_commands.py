@@ -198,7 +198,7 @@ def test_a_search_ends_when_what_is_left_is_the_finalists(
     commands.run_study(study)
     assert len((study.parent / "kept" / "trials.jsonl").read_text().splitlines()) == 4
     assert "The budget is used up: 1e+03 of 1e+03 minutes (1e+03 of them kept for the finalists). To go" in capsys.readouterr().out
-    assert len(lines_of(study)) > 3
+    assert len(lines_of(study)) >= 3
 
 
 def test_an_empty_front_has_no_finalists(studied: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,9 +87,9 @@ def spec(**search: Any) -> StudySpec:
 def test_finalists_that_take_most_of_the_minutes_are_told_before_the_run() -> None:
     assert remarks.on_finalists(14, 480.0, spec(minutes=10, finalists=3)) is None
     assert remarks.on_finalists(14, 600.0, spec(minutes=10, finalists=3)) == (
-        "The finalists' 14 trainings of 3000 steps take about 10 min, more than 80% of the 10 that are given: 2 min are searched, and then "
-        "they are trained all the same. Raise search.minutes to 12.5 or more, or lower search.finalists, search.finalist_seeds or "
-        "train.steps."
+        "The finalists' 14 trainings of 3000 steps take about 10 min by arithmetic, more than 80% of the 10 that are given: "
+        "2 min are searched, and then they are trained all the same. Raise search.minutes to 12.5 or more, or lower search.finalists, "
+        "search.finalist_seeds or train.steps."
     )
 
 
