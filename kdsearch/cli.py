@@ -37,6 +37,12 @@ def run(
     study: StudyFile,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Minutes of search in all, instead of the study file's.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, instead of the study file's.")] = None,
+    flops: Annotated[
+        float | None, typer.Option(min=1, help="FLOPs of training in all, the teacher's answers among them, instead of the study file's.")
+    ] = None,
+    finalists: Annotated[
+        int | None, typer.Option(min=0, help="Students of the front that are distilled in full at the end, inside the minutes.")
+    ] = None,
     storage: Annotated[str | None, typer.Option(metavar="URL", help="Optuna storage; by default study.db in the study's folder.")] = None,
     out: Out = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed, instead of the study file's.")] = None,
@@ -47,7 +53,8 @@ def run(
     """Search for the best students. Started again, it resumes."""
     from kdsearch.commands import run_study
 
-    run_study(study, out, storage, {"minutes": minutes, "trials": trials, "seed": seed, "workers": workers})
+    budget = {"minutes": minutes, "trials": trials, "flops": flops, "finalists": finalists}
+    run_study(study, out, storage, {**budget, "seed": seed, "workers": workers})
 
 
 @app.command()

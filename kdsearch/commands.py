@@ -1,31 +1,29 @@
 """What each command does, from files to files: the command line calls these, and so may a program."""
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from transformers import AutoConfig
 
-from kdsearch import check, confirmed, estimate, objective, records, remarks, rungs, search, session, study_store, teacher, workers
+from kdsearch import budget, check, estimate, finals, objective, records, remarks, rungs, search, session, study_store, teacher, workers
 from kdsearch import export as exporting
 from kdsearch import guideline as guidelines
+from kdsearch.budget import Spent
 from kdsearch.candidate import Candidate, from_dict
 from kdsearch.check import Study
-from kdsearch.confirmed import Job
 from kdsearch.display import Display, line
 from kdsearch.errors import UserError
 from kdsearch.guesses import guesses
-from kdsearch.machine import accelerator
 from kdsearch.objective import Bench
-from kdsearch.order import Order, derived
+from kdsearch.order import Order
 from kdsearch.report import dashboard, front, html, study_folder, tables
 from kdsearch.students.baselines import baselines
 from kdsearch.students.families import architecture_of, family_of
-from kdsearch.study_file import Search
 
 
 def run_study(path: Path, out: Path | None = None, storage: str | None = None, overrides: dict[str, Any] | None = None) -> Path:
@@ -44,29 +42,34 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
         count, hand_made = session.workers_as_before(study, store), _baselines(study)
         known = search.in_order(study_store.stored_records(store))
         extra = list(hand_made.values())
+        if not known and (remark := estimate.on_finalists(study)):
+            console.print(remark, markup=False, highlight=False)
         with (
             Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0)) as display,
             workers.Workers(None, count, display.progress) if count > 1 else nullcontext() as crew,  # they import while this prepares
         ):
             bench = objective.prepare(study.spec, study.space, study.base, extra, display.progress)
             study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
+            if remark := remarks.on_teacher_flops(budget.work(study.spec, bench.facts).teacher, study.spec.search):
+                raise UserError(remark)
             if crew:
-                crew.load(_lesson(study, bench, extra))
+                crew.load(workers.lesson(study, bench, extra))
             bench.facts["teacher"] |= objective.teacher_latency(bench)  # while the workers wait
             session.write_facts(study, bench, count)
             console.print(_introduction(bench), highlight=False)
 
-            def evaluate(order: Order) -> records.Measurement:
-                return objective.evaluate(order, bench, display.progress)
+            def alone(order: Order) -> records.Measurement:
+                return records.measured(objective.evaluate, order, bench, display.progress)
 
-            around = _surroundings(study, bench, hand_made)
+            around, evaluate = _surroundings(study, bench, hand_made, count), crew.evaluate if crew else alone
+            display.reckons(around.work, around.keep)
             try:
-                if crew is None:
-                    search.search(store, around, evaluate, display)
-                else:
-                    search.search(store, around, crew.evaluate, display, count + 1)  # one is asked for before it is needed
+                search.search(store, around, evaluate, display, count + 1 if crew else 1)  # one is asked for before it is needed
             finally:
-                _write_results(study.folder, store, console)
+                _write_results(store, around, console)
+            plan = study.spec.search
+            if plan.finalists and (todo := finals.jobs(study, study_folder.load(study.folder), plan.finalists, plan.finalist_seeds)):
+                finals.confirm(study, todo, lambda _: nullcontext((evaluate, count)), console)
     return study.folder
 
 
@@ -74,7 +77,7 @@ def check_study(path: Path) -> None:
     """Read both files, draw candidates, build them without weights, and say what would run and for about how long."""
     console, study = Console(soft_wrap=True), check.open_files(path)
     check.refuse_unreachable(study, path)
-    rows = estimate.describe(study)
+    rows = {**estimate.describe(study), **_so_far(study)}
     for name, text in rows.items():
         console.print(f"{name:<12}{text}", highlight=False)
 
@@ -129,31 +132,16 @@ def confirm_study(place: Path, count: int = 6, seeds: int = 2, steps: int | None
         RuntimeError: no training came to its end.
     """
     study, folder = _recorded(place)
-    study = _with_steps(study, steps)
-    picks = front.picks(folder)
-    if not picks:
+    study, console = _with_steps(study, steps), Console(soft_wrap=True)
+    todo = finals.jobs(study, folder, count, seeds)
+    if not todo:
         raise UserError(
             f"{place}: must have a student on its front to confirm; the front is empty ({len(folder.records)} trials); "
             "go on with 'kdsearch run', or change the limits or the space"
         )
-    reference, console = front.reference(folder), Console(soft_wrap=True)
-    yardsticks = [record for record in front.trained(folder.records) if record.baseline]
-    students = confirmed.students(front.eligible(folder), picks["knee"], yardsticks, count, reference)
-    own = _record(folder, picks["knee"]).seed  # the same for all: equal data order makes their difference clearer
-    full = [derived(own, number, "confirm") for number in range(seeds)]
-    jobs = [Job(student, seed, study.spec.train.steps) for seed in full for student in students]
+    hands = partial(finals.opened, study, folder.facts.get("workers", 1), list(_baselines(study).values()), console)
     with session.locked(folder.path):
-        store = confirmed.Store(folder.path)
-        _train_in_full(study, folder, store, store.missing(jobs), console)
-        document = confirmed.document(store, jobs, study.spec.proxy.steps, reference)
-        if all(row["seeds"] == 0 for row in document["students"]):
-            reason = store.lines[-1].found.reason
-            raise RuntimeError(f"none of the {len(jobs)} full trainings came to its end; the last one: {reason}")
-        records.write_text(folder.path / confirmed.TABLE, json.dumps({"study": study.spec.name, **document}, indent=2))
-    html.write(study_folder.load(folder.path))
-    tables.show_confirmed(document, study.spec.name, console)
-    console.print(str(folder.path / confirmed.TABLE), markup=False, highlight=False)
-    return document
+        return finals.confirm(study, todo, hands, console)
 
 
 def write_guideline(place: Path) -> Path:
@@ -187,7 +175,18 @@ def _baselines(study: Study) -> dict[str, Candidate]:
     return baselines(architecture_of(config), attention=sees_attention) if study.spec.search.baselines else {}
 
 
-def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -> search.Surroundings:
+def _so_far(study: Study) -> dict[str, str]:
+    """What is done already, where the study's folder is there; seconds by its records, since a storage cannot be opened without writing."""
+    if not (study.folder / "study.json").is_file():
+        return {}
+    session.refuse_other_study(study)
+    folder = study_folder.load(study.folder)
+    seconds = sum(record.measurement.seconds for record in folder.records if record.duplicate_of is None)
+    flops = budget.flops(folder.records, budget.work(study.spec, folder.facts))
+    return {"so far": remarks.so_far(folder.records, seconds / folder.facts.get("workers", 1), flops)}
+
+
+def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate], count: int) -> search.Surroundings:
     return search.Surroundings(
         study.spec.search,
         study.space,
@@ -199,42 +198,15 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -
         guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
         rungs.at(study.spec.search.rungs, study.spec.proxy.steps),
         objective.least_accuracy(bench),
+        budget.work(study.spec, bench.facts),
+        finals.keeper(study, bench.facts, len(hand_made), count),
     )
-
-
-def _lesson(study: Study, bench: Bench, extra: list[Candidate]) -> workers.Lesson:
-    precision = accelerator(study.spec.target.device).mixed_precision
-    return workers.Lesson(study.spec, study.space, study.base, extra, bench.known, precision)
 
 
 def _with_steps(study: Study, steps: int | None) -> Study:
     """The study with another length of its full training."""
     full = study.spec.train.model_copy(update={"steps": steps or study.spec.train.steps})
     return replace(study, spec=study.spec.model_copy(update={"train": full}))
-
-
-def _train_in_full(study: Study, folder: study_folder.StudyFolder, store: confirmed.Store, jobs: Sequence[Job], console: Console) -> None:
-    """Do these jobs as the search did its trials: side by side where it had workers. Each is kept as soon as it is done."""
-    if not jobs:
-        return
-    count, left = min(folder.facts.get("workers", 1), len(jobs)), iter(range(len(jobs) - 1, -1, -1))
-    extra = [*{job.student.name: job.student.candidate for job in jobs}.values(), *_baselines(study).values()]
-    with ExitStack() as open_until_done:
-        display = open_until_done.enter_context(Display(console, study.spec.search))
-        bench = objective.in_full(objective.prepare(study.spec, study.space, study.base, extra, display.progress), display.progress)
-        threads = open_until_done.enter_context(search.callers(count))  # closed last: those that wait for a worker end when it does
-        crew = open_until_done.enter_context(workers.Workers(_lesson(study, bench, extra), count, display.progress)) if count > 1 else None
-
-        def one(job: Job) -> None:
-            order = Order(job.student.candidate, job.seed, train_anyway=True, training=study.spec.train)
-            found = crew.evaluate(order) if crew else records.measured(objective.evaluate, order, bench, display.progress)
-            store.add(job, found)
-            said = f"accuracy {found.accuracy:.3f}" if found.state == records.COMPLETE else f"{found.state}: {found.reason}"
-            who = job.student.role if job.student.trial is None else f"trial {job.student.trial} ({job.student.role})"
-            console.print(f"{who}, seed {job.seed}: {said}  {found.seconds:.0f} s, {next(left)} to go", markup=False, highlight=False)
-
-        for future in [threads.submit(one, job) for job in jobs]:
-            future.result()
 
 
 def _recorded(place: Path) -> tuple[Study, study_folder.StudyFolder]:
@@ -261,20 +233,20 @@ def _introduction(bench: Bench) -> str:
     )
 
 
-def _write_results(folder: Path, store: Any, console: Console) -> None:
+def _write_results(store: Any, around: search.Surroundings, console: Console) -> None:
     """Everything that is made from the records; a search that was interrupted gets it too."""
+    folder, plan = around.folder, around.plan
     loaded = study_folder.load(folder)
     records.write_text(folder / "front.json", json.dumps(front.document(loaded), indent=2))
     written = [folder / "trials.jsonl", folder / "front.json", write_guideline(folder), html.write(loaded)]
     dashboard.publish(store, loaded)
     tables.show_front(loaded, console)
-    plan, seconds = Search.model_validate(loaded.facts["spec"]["search"]), store.user_attrs.get(study_store.SECONDS, 0.0)
-    said = remarks.after_run(loaded.records, plan, seconds)
-    target, batch_tokens = loaded.facts["spec"]["target"], loaded.facts["spec"]["proxy"]["batch_tokens"]
-    read = target["batch_size"] * target["sequence_length"]
+    seconds = store.user_attrs.get(study_store.SECONDS, 0.0)
+    said = remarks.after_run(loaded.records, plan, Spent(seconds, around.keep(loaded.records), budget.flops(loaded.records, around.work)))
     if rate := loaded.facts["rate"]:
-        effort = remarks.on_effort(loaded.records, seconds * loaded.facts["workers"], rate, read, batch_tokens)
+        effort = remarks.on_effort(loaded.records, seconds * loaded.facts["workers"], rate, around.work)
         said = [effort, *said] if effort else said
-    unsure = remarks.on_confirmation(len(front.on_front(loaded)), loaded.confirmed is not None, str(folder))
+    sure = loaded.confirmed is not None or plan.finalists > 0  # these come at the end of the search
+    unsure = remarks.on_confirmation(len(front.on_front(loaded)), sure, str(folder))
     said = [*said, unsure] if unsure else said
     console.print("\n".join([*said, *(str(path) for path in written)]), markup=False, highlight=False)

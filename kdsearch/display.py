@@ -1,11 +1,13 @@
 """What a person sees while a search runs: one line per trial, and below it where it stands and how long it may take."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 
+from kdsearch import budget
+from kdsearch.budget import Work
 from kdsearch.candidate import Candidate, from_dict
 from kdsearch.records import COMPLETE, FAILED, STOPPED, Record
 from kdsearch.study_file import Search
@@ -23,6 +25,7 @@ class Display:
         self.printed = time.monotonic()
         self.stage = ""
         self.live = console.status("") if console.is_terminal else None
+        self.work, self.keep, self.kept = Work(), budget.nothing_kept, 0.0
 
     def __enter__(self) -> "Display":
         if self.live:
@@ -32,6 +35,10 @@ class Display:
     def __exit__(self, *_: object) -> None:
         if self.live:
             self.live.stop()
+
+    def reckons(self, work: Work, keep: Callable[[Sequence[Record]], float]) -> None:
+        """How FLOPs are counted, and which seconds are kept for the finalists: known when the teacher is."""
+        self.work, self.keep, self.kept = work, keep, keep(self.known)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """One step of a stage is done; the display decides whether to say so."""
@@ -53,7 +60,7 @@ class Display:
 
     def found(self, record: Record, known: Sequence[Record]) -> None:
         """A trial is over."""
-        self.known = list(known)
+        self.known, self.kept = list(known), self.keep(known)
         self.running.remove(record.trial)
         self.console.print(escape(line(record)), highlight=False)
 
@@ -72,7 +79,12 @@ class Display:
             best = max(done, key=lambda record: record.measurement.accuracy or 0.0).measurement
             parts.append(f"best so far {best.accuracy:.3f} at {1 / (best.latency_relative or 1):.1f}x")
         if self.began:
-            parts.append(f"{max(0.0, self.plan.minutes * 60 - self.searched()) / 60:.1f} min left")
+            left = max(0.0, self.plan.minutes * 60 - self.searched())
+            parts.append(
+                f"{left / 60:.1f} min left" + (f", {min(left, self.kept) / 60:.1f} of them for the finalists" if self.kept else "")
+            )
+        if self.began and self.plan.flops is not None:
+            parts.append(f"{max(0.0, 1 - budget.flops(self.known, self.work) / self.plan.flops):.0%} of the FLOPs left")
         return " · ".join(parts)
 
     def searched(self) -> float:
@@ -81,7 +93,10 @@ class Display:
 
     def expected(self) -> int:
         """About how many trials there will be, at the pace so far."""
-        guess = int(len(self.known) * self.plan.minutes * 60 / max(self.searched(), 1.0))
+        used = max(self.searched(), 1.0) / (self.plan.minutes * 60 - self.kept)
+        if self.plan.flops is not None and self.plan.flops > self.work.teacher:
+            used = max(used, budget.trained_flops(self.known, self.work) / (self.plan.flops - self.work.teacher))
+        guess = int(len(self.known) / used)
         guess = max(guess, len(self.known) + len(self.running))
         return min(guess, self.plan.trials) if self.plan.trials else guess
 

@@ -1,15 +1,20 @@
 """What a study would run, and for about how long, from arithmetic and one probe of the machine; nothing is trained."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
-from kdsearch import calibration, cost, rungs, samplers, search_space, teacher
+from kdsearch import calibration, cost, planned, remarks, samplers, search_space, teacher
+from kdsearch.budget import STEP
+from kdsearch.candidate import Architecture, Candidate
 from kdsearch.check import Study
 from kdsearch.machine import matrix_product_rate
+from kdsearch.planned import Costs, Plan
 from kdsearch.space_file import Choice, Float, Int, OneOf
 from kdsearch.students import reading, vocabulary
+from kdsearch.students.baselines import baselines
 from kdsearch.students.build import skeleton
 from kdsearch.students.families import architecture_of, narrow
 from kdsearch.study_file import Search, StudySpec
@@ -20,71 +25,116 @@ CANDIDATES, SAMPLE_ROWS = 200, 500
 EFFICIENCY = 0.6
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What an estimate looks at: the teacher's config, the texts, tokens a row, candidates that were drawn, the config of each shape, the
+    candidates that are not too large, and what these cost."""
+
+    config: PretrainedConfig
+    tokenizer: Any
+    rows: data.TaskData
+    tokens: float
+    drawn: list[Candidate]
+    configs: dict[Architecture, PretrainedConfig]
+    kept: list[Candidate]
+    costs: Costs
+
+
 def describe(study: Study) -> dict[str, str]:
     """One line for each part of the study."""
-    spec, rate = study.spec, matrix_product_rate() * EFFICIENCY
-    config = AutoConfig.from_pretrained(teacher.source(spec.teacher, study.base), num_labels=2)
-    tokenizer, rows = teacher.load_tokenizer(spec.teacher, study.base), data.load(spec.task, study.base)
-    config.num_labels = len(rows.classes)
-    shape = architecture_of(config)
-    texts = rows.train.texts[:SAMPLE_ROWS]
-    mean_tokens = float(np.mean(batches.encode(tokenizer, texts, None, spec.task.max_length).lengths))
-
-    def per_token(model: PretrainedConfig) -> float:
-        return cost.flops(model, 1, int(mean_tokens)) / mean_tokens
-
-    total = sum(len(part.texts) for part in (rows.train, rows.transfer, rows.validation, rows.held_out)) * mean_tokens
-    tuning = (
-        spec.teacher.fine_tune.epochs * len(rows.train.texts) * mean_tokens * 3 * per_token(config) / rate
-        if spec.teacher.fine_tune
-        else 0.0
-    )
-    caching = total * per_token(config) / rate
-    parts = calibration.parts_of(candidate.initialization for candidate in search_space.each_branch(study.space))
-    calibrating = calibration.work(config, parts, len(rows.train.texts) + len(rows.transfer.texts), mean_tokens) / rate
-    once = {"fine-tuning": tuning, "caching": caching, "calibration": calibrating}
-    drawn = [search_space.sample(study.space, _picker(np.random.default_rng([spec.search.seed, i]))) for i in range(CANDIDATES)]
-    configs = {shape: narrow(config, shape) for shape in {candidate.architecture for candidate in drawn}}
-    counts = {shape: cost.parameters(narrowed) for shape, narrowed in configs.items()}
+    spec, some = study.spec, _sample(study)
+    rows, shape, plan = some.rows, architecture_of(some.config), planned.plan(spec, some.costs)
+    counts = {shape: cost.parameters(narrowed) for shape, narrowed in some.configs.items()}
     small, large = min(counts.values()), max(counts.values())
     for end in (small, large):
-        skeleton(config, next(shape for shape, count in counts.items() if count == end))
-    kept = [item for item in drawn if spec.limits.parameters is None or counts[item.architecture] <= spec.limits.parameters]
-    tokens = spec.proxy.steps * spec.proxy.batch_tokens
-    trial = float(np.mean([tokens * 3 * per_token(configs[item.architecture]) / rate for item in kept])) if kept else 0.0
-    sampler, (share, words) = samplers.kind(spec.search), _rungs(spec)
+        skeleton(some.config, next(shape for shape, count in counts.items() if count == end))
     return {
-        "teacher": f"{spec.teacher.model}: {cost.parameters(config) / 1e6:.1f}M parameters, {shape.layers} layers x {shape.width}",
+        "teacher": f"{spec.teacher.model}: {cost.parameters(some.config) / 1e6:.1f}M parameters, {shape.layers} layers x {shape.width}",
         "data": f"{len(rows.train.texts)} train, {len(rows.validation.texts)} validation, {len(rows.test.texts)} test, "
         f"{len(rows.transfer.texts)} transfer, {len(rows.held_out.texts)} held out; "
-        f"classes {', '.join(rows.classes)}; {mean_tokens:.0f} tokens a row",
-        "space": f"{len(drawn)} candidates drawn, {len(counts)} shapes, "
+        f"classes {', '.join(rows.classes)}; {some.tokens:.0f} tokens a row",
+        "space": f"{len(some.drawn)} candidates drawn, {len(counts)} shapes, "
         f"{small / 1e6:.1f}M to {large / 1e6:.1f}M parameters, the smallest and the largest were built; "
-        f"{len(drawn) - len(kept)} break limits.parameters",
-        **_vocabularies(study, tokenizer, rows),
-        "before": f"about {', '.join(f'{seconds / 60:.1f} min of {what}' for what, seconds in once.items() if seconds)}, "
-        "once (kept for later runs)",
-        "search": f"{spec.search.minutes:g} min with the {sampler} sampler, {spec.proxy.steps} steps each{words}: "
-        f"about {share * trial:.0f} s a candidate without limits, {_candidates(spec.search, share * trial)}",
+        f"{len(some.drawn) - len(some.kept)} break limits.parameters",
+        **_vocabularies(study, some.tokenizer, rows),
+        "before": _before(study, some),
+        **_search(spec, plan),
         "output": str(study.folder),
     }
 
 
-def _rungs(spec: StudySpec) -> tuple[float, str]:
-    """The mean share of the proxy's steps of a candidate, if as many are stopped at each rung as eta says; and the rungs in words."""
-    at, eta = rungs.at(spec.search.rungs, spec.proxy.steps), spec.search.eta
-    ends = [*at, spec.proxy.steps]
-    mean = sum((end - start) * eta**-number for number, (start, end) in enumerate(zip([0, *at], ends, strict=True)))
-    words = f" but for those that are stopped after {' or '.join(map(str, at))} (the best 1/{eta:g} go on)" if at else ""
-    return mean / spec.proxy.steps, words
+def on_finalists(study: Study) -> str | None:
+    """That the study's minutes are too few for its finalists and a search, with numbers; None: they are not."""
+    if not study.spec.search.finalists:
+        return None
+    plan = planned.plan(study.spec, _sample(study).costs)
+    return remarks.on_finalists(plan.trainings, plan.finalists, study.spec)
 
 
-def _candidates(plan: Search, seconds: float) -> str:
+def _sample(study: Study) -> Sample:
+    spec = study.spec
+    config = AutoConfig.from_pretrained(teacher.source(spec.teacher, study.base), num_labels=2)
+    tokenizer, rows = teacher.load_tokenizer(spec.teacher, study.base), data.load(spec.task, study.base)
+    config.num_labels = len(rows.classes)
+    tokens = float(np.mean(batches.encode(tokenizer, rows.train.texts[:SAMPLE_ROWS], None, spec.task.max_length).lengths))
+    drawn = [search_space.sample(study.space, _picker(np.random.default_rng([spec.search.seed, i]))) for i in range(CANDIDATES)]
+    configs = {shape: narrow(config, shape) for shape in {candidate.architecture for candidate in drawn}}
+    most = spec.limits.parameters
+    kept = [item for item in drawn if most is None or cost.parameters(configs[item.architecture]) <= most]
+    hand_made = baselines(architecture_of(config)).values() if spec.search.baselines else []
+    costs = Costs(
+        matrix_product_rate() * EFFICIENCY,
+        [_per_token(configs[item.architecture], tokens) for item in kept],
+        [_per_token(narrow(config, item.architecture), tokens) for item in hand_made],
+        sum(len(part.texts) for part in (rows.train, rows.transfer, rows.validation, rows.held_out)) * tokens * _per_token(config, tokens),
+    )
+    return Sample(config, tokenizer, rows, tokens, drawn, configs, kept, costs)
+
+
+def _per_token(config: PretrainedConfig, tokens: float) -> float:
+    """FLOPs of a forward pass for each token of a row."""
+    return cost.flops(config, 1, int(tokens)) / tokens
+
+
+def _before(study: Study, some: Sample) -> str:
+    """What is done once, before the search."""
+    tune, rows, rate = study.spec.teacher.fine_tune, some.rows, some.costs.rate
+    tuning = tune.epochs * len(rows.train.texts) * some.tokens * STEP * _per_token(some.config, some.tokens) if tune else 0.0
+    parts = calibration.parts_of(candidate.initialization for candidate in search_space.each_branch(study.space))
+    calibrating = calibration.work(some.config, parts, len(rows.train.texts) + len(rows.transfer.texts), some.tokens)
+    once = {"fine-tuning": tuning, "caching": some.costs.teacher, "calibration": calibrating}
+    minutes = ", ".join(f"{flops / rate / 60:.1f} min of {what}" for what, flops in once.items() if flops)
+    return f"about {minutes}, once (kept for later runs)"
+
+
+def _search(spec: StudySpec, plan: Plan) -> dict[str, str]:
+    """The search, who goes on at its rungs, the finalists, and the FLOPs of all that."""
+    ends, sampler, at = spec.search, samplers.kind(spec.search), list(plan.behind)
+    words = f" but for those that are stopped after {' or '.join(map(str, at))} (the best 1/{ends.eta:g} go on)" if at else ""
+    found = {
+        "search": f"{ends.minutes:g} min with the {sampler} sampler, {spec.proxy.steps} steps each{words}: "
+        f"about {plan.seconds:.0f} s a candidate without limits, {_candidates(ends, plan)}"
+    }
+    if at:
+        found["rungs"] = f"of these about {', '.join(f'{many} go on behind step {step}' for step, many in plan.behind.items())}"
+    flops = f"about {plan.search_flops:.2g} of search, {plan.teacher_flops:.2g} of them the teacher's answers (not its fine-tuning)"
+    if ends.finalists:
+        found["finalists"] = (
+            f"{ends.finalists}, the knee without distillation{' and the baselines' if ends.baselines else ''}: {plan.trainings} trainings "
+            f"of {spec.train.steps} steps, about {plan.finalists / 60:.1f} of the {ends.minutes:g} min"
+        )
+        flops += f"; {plan.finalist_flops:.2g} of the finalists"
+    said = [remarks.on_teacher_flops(plan.teacher_flops, ends), remarks.on_finalists(plan.trainings, plan.finalists, spec)]
+    but = " ".join(filter(None, said))
+    return {**found, "FLOPs": flops, **({"but": but} if but else {})}
+
+
+def _candidates(ends: Search, plan: Plan) -> str:
     """How many candidates the budget allows; limits and duplicates make them cheaper."""
-    many = int(plan.minutes * 60 / max(seconds, 0.1))
-    if plan.trials is not None and plan.trials <= many:
-        return f"{plan.trials} candidates (search.trials)"
-    return f"{many} or more candidates" + (f", {plan.trials} at most (search.trials)" if plan.trials is not None else "")
+    if plan.limit == "trials":
+        return f"{plan.candidates} candidates (search.trials)"
+    flops = " (search.flops)" if plan.limit == "flops" else ""
+    return f"{plan.candidates} or more candidates{flops}" + (f", {ends.trials} at most (search.trials)" if ends.trials is not None else "")
 
 
 def _vocabularies(study: Study, tokenizer: Any, texts: data.TaskData) -> dict[str, str]:

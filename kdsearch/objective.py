@@ -135,11 +135,12 @@ def prepare(
 def _told(spec: StudySpec, rows: pool.Pool, sizes: list[int | None]) -> NDArray[np.int64] | None:
     """The rows that the study's short distillations read, where they are less than half of the tokens; None: all of them.
 
-    Students of another vocabulary are batched by other lengths, and so read other rows: there it is all.
+    Students of another vocabulary are batched by other lengths, and finalists are trained for longer: there it is all.
     """
     read, trained = rows_read(rows, spec.proxy, seed_of(spec.search)), np.concatenate([rows.train, rows.transfer])
     lengths = rows.encoded.lengths
-    return read if sizes == [None] and 2 * lengths[read].sum() < lengths[trained].sum() else None
+    few = sizes == [None] and not spec.search.finalists and 2 * lengths[read].sum() < lengths[trained].sum()
+    return read if few else None
 
 
 def in_full(bench: Bench, progress: Progress = silent) -> Bench:
@@ -374,6 +375,7 @@ def _facts(spec: StudySpec, model: PreTrainedModel, rows: pool.Pool, outputs: Ou
             "test": len(rows.test),
             "majority": rows.majority,
             "tokens_per_row": float(np.mean(rows.encoded.lengths)),
+            "told_tokens": int(rows.encoded.lengths[np.isfinite(outputs.arrays["logits"][:, 0])].sum()),
             "key": rows.key,
         },
     }

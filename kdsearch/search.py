@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import TrialState
 
-from kdsearch import records, search_space, study_store
+from kdsearch import budget, records, search_space, study_store
+from kdsearch.budget import Work
 from kdsearch.candidate import Architecture, Candidate, from_dict
 from kdsearch.order import Order, seed_of
 from kdsearch.records import FAILED, Measurement, Record
@@ -45,8 +46,8 @@ class Watcher(Protocol):
 @dataclass(frozen=True)
 class Surroundings:
     """What the engine needs besides Optuna: the plan, the domains, the accuracy of guessing, the teacher's FLOPs, the study's folder, a
-    trial's note, what is tried before chance (whole candidates, and parameters that the sampler completes), the rungs in steps, and the
-    least accuracy of a student that is any use."""
+    trial's note, what is tried before chance (whole candidates, and parameters that the sampler completes), the rungs in steps, the
+    least accuracy of a student that is any use, how FLOPs are counted, and the seconds of the minutes to keep for what comes after."""
 
     plan: Search
     space: SearchSpace
@@ -58,6 +59,8 @@ class Surroundings:
     starts: Sequence[dict[str, Any]] = ()
     rungs: Sequence[int] = ()
     least: float = 0.0
+    work: Work = field(default_factory=Work)
+    keep: Callable[[Sequence[Record]], float] = budget.nothing_kept
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def search(
     at_once: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Record]:
-    """Run trials until the study's minutes or trials are used up; the records of all trials, of earlier sessions too.
+    """Run trials until the study's minutes, trials or FLOPs are used up; the records of all trials, of earlier sessions too.
 
     With ``at_once`` above 1 the objective is called from as many threads.
 
@@ -165,13 +168,14 @@ def search(
     run.write()
     with callers(at_once) as hands:
         while True:
-            while len(state.running) < at_once and not exhausted(state, around.plan, run.seconds()):
+            while len(state.running) < at_once and not exhausted(state, around, run.seconds()):
                 asked = _ask(study, around, state, lag)
                 if asked is None:
                     break
                 watcher.proposed(asked.trial.number, asked.candidate, asked.baseline)
                 _start(run, asked, hands, objective)
             if not state.running:
+                study.set_user_attr(study_store.SECONDS, run.seconds())  # what is used up stays so in a later session
                 return in_order(state.known)
             for future in wait(state.running, return_when=FIRST_COMPLETED).done:
                 _end(run, future)
@@ -204,21 +208,28 @@ def in_order(known: dict[int, Record]) -> list[Record]:
     return [known[place] for place in sorted(known)]
 
 
-def exhausted(state: State, plan: Search, seconds: float) -> bool:
-    """Whether the budget is used: minutes of search, number of trials, or nothing new left to propose."""
-    recent = in_order(state.known)[-MOST_DUPLICATES_IN_A_ROW:]
+def exhausted(state: State, around: Surroundings, seconds: float) -> bool:
+    """Whether the budget is used: minutes of search but for what is kept of them, number of trials, or nothing new left to propose.
+
+    FLOPs are looked at where a trial is asked for: they, unlike the clock, end a search at the same trial in any number of sessions.
+    """
+    plan, known = around.plan, in_order(state.known)
+    recent = known[-MOST_DUPLICATES_IN_A_ROW:]
     nothing_new = len(recent) == MOST_DUPLICATES_IN_A_ROW and all(record.duplicate_of is not None for record in recent)
     enough = plan.trials is not None and len(state.known) + len(state.open) >= plan.trials
-    return seconds >= plan.minutes * 60 or enough or nothing_new
+    return seconds + around.keep(known) >= plan.minutes * 60 or enough or nothing_new
 
 
 def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> Asked | None:
-    """The next trial; None when the results that it must see are not there yet."""
+    """The next trial; None when the results that it must see are not there yet, or when they have spent the study's FLOPs."""
     waiting = study.get_trials(deepcopy=False, states=[TrialState.WAITING])  # the first of them is what Optuna takes
     taken = {*state.known, *(one.place for one in state.open), *map(study_store.place_of, waiting)}
     kept = study_store.place_of(waiting[0]) if waiting else None
     place = next(place for place in range(len(taken) + 1) if place not in taken) if kept is None else kept
     if not waiting and any(earlier not in state.known for earlier in range(place - lag + 1)):
+        return None
+    before = [record for other, record in state.known.items() if other <= place - lag]
+    if budget.used_up(before, around.plan, around.work):
         return None
     if not waiting:
         _enqueue_next(study, around)
@@ -227,7 +238,6 @@ def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> A
     with together(study):
         trial.set_user_attr("place", place)
         candidate = _proposal(trial, around.space)
-    before = [record for other, record in state.known.items() if other <= place - lag]
     rungs = Rungs(around.plan.eta, {step: _seen_at(step, before) for step in around.rungs})
     return Asked(trial, place, candidate, trial.user_attrs.get("baseline"), rungs, state.timed(candidate.architecture, place - lag))
 

@@ -117,7 +117,10 @@ class FullTraining(Training):
 
 
 class Search(Section):
-    """How candidates are proposed, and when the search ends: by minutes of search, or by trials, whichever comes first.
+    """How candidates are proposed, and when the search ends: by minutes of search, trials or ``flops``, whichever comes first.
+
+    ``flops``: floating-point operations of training, the teacher's answers on all rows charged once; ``finalists``: how many students of
+    the front are distilled in full at the end, inside the minutes, each with ``finalist_seeds`` seeds; 0 leaves that to ``confirm``.
 
     ``sampler``: auto, tpe, gp, nsga2, qmc, random, or an Optuna sampler of your own as module:Class; ``random_share``: share of the trials
     that are drawn at random whatever the sampler, so that the guideline can compare.
@@ -131,6 +134,9 @@ class Search(Section):
     eta: Annotated[float, Field(gt=1)] = 3.0
     minutes: Positive = 30
     trials: Count | None = None
+    flops: Positive | None = None
+    finalists: Annotated[int, Field(ge=0)] = 0
+    finalist_seeds: Count = 2
     startup_trials: Count = 10
     seed: Seed = 0
     workers: Count | None = None

@@ -23,8 +23,10 @@ from filelock import FileLock
 
 from kdsearch import objective
 from kdsearch.candidate import Candidate
+from kdsearch.check import Study
 from kdsearch.distillation.loop import Progress
-from kdsearch.machine import cores, use_precision
+from kdsearch.machine import accelerator, cores, use_precision
+from kdsearch.objective import Bench
 from kdsearch.order import Order
 from kdsearch.records import FAILED, Measurement, measured
 from kdsearch.space_file import SearchSpace
@@ -51,6 +53,12 @@ class Lesson:
     extra: list[Candidate]
     known: objective.Known
     precision: str
+
+
+def lesson(study: Study, bench: Bench, extra: list[Candidate]) -> Lesson:
+    """What the processes of a study need, which this process has prepared."""
+    precision = accelerator(study.spec.target.device).mixed_precision
+    return Lesson(study.spec, study.space, study.base, extra, bench.known, precision)
 
 
 class Gate:

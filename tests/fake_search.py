@@ -69,9 +69,11 @@ def slow(order: Order) -> Measurement:
     return objective(order)
 
 
-def run(folder: Path, trials: int, sampler: str = "tpe", speaks: bool = False, at_once: int = 1) -> list[Record]:
+def run(
+    folder: Path, trials: int, sampler: str = "tpe", speaks: bool = False, at_once: int = 1, flops: float | None = None
+) -> list[Record]:
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Search(sampler=sampler, trials=trials, startup_trials=5, minutes=1000)
+    plan = Search(sampler=sampler, trials=trials, startup_trials=5, minutes=1000, flops=flops)
     study = study_store.open_study(f"sqlite:///{folder / 'study.db'}", "fake", {"space": SPACE.content})
     return search.search(study, around(folder, plan, BASELINES), slow if at_once > 1 else objective, Watcher(speaks), at_once)
 
@@ -81,4 +83,4 @@ def quiet_load(folder: Path) -> optuna.Study:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]), speaks=True, at_once=int(sys.argv[3]))
+    run(Path(sys.argv[1]), int(sys.argv[2]), speaks=True, at_once=int(sys.argv[3]), flops=float(sys.argv[4]))

@@ -1,15 +1,19 @@
 """What the commands say on a study whose only trial, a baseline, breaks a limit, and what confirm does; the rest stands in test_readme."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from kdsearch import commands
 from kdsearch.errors import UserError
+from kdsearch.order import Order
+from kdsearch.records import Measurement
 from tests import tiny
 
 
@@ -137,3 +141,83 @@ def test_there_is_nothing_to_confirm_on_an_empty_front(studied: Path) -> None:
     with pytest.raises(UserError, match=r"front to confirm; the front is empty \(1 trials\); go on with 'kdsearch run'"):
         commands.confirm_study(studied)
     assert not (studied.parent / "tiny" / "confirmed.jsonl").exists()
+
+
+def with_finalists(study: Path, name: str, **search: Any) -> Path:
+    """The study of the same folder under another name, with finalists, which need no fine-tuning any more."""
+    content = yaml.safe_load(study.read_text())
+    more = {"finalists": 1, "finalist_seeds": 2, **search}
+    return tiny.write_yaml(study.parent / f"{name}.yaml", {**content, "name": name, "search": {**content["search"], **more}})
+
+
+def lines_of(study: Path) -> list[str]:
+    place = study.parent / study.stem / "confirmed.jsonl"
+    return place.read_text().splitlines() if place.exists() else []
+
+
+def test_a_run_confirms_its_front_and_after_an_interruption_what_is_missing(
+    searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, evaluate, full = with_finalists(searched, "whole"), commands.objective.evaluate, []
+
+    def killed_in_the_third(order: Order, *others: Any) -> Measurement:
+        full.extend([order] if order.training else [])
+        if len(full) == 3:
+            raise KeyboardInterrupt
+        return evaluate(order, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.objective, "evaluate", killed_in_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            commands.run_study(study)
+    first, trials = lines_of(study), (study.parent / "whole" / "trials.jsonl").read_text()
+    assert len(first) == 2
+    assert len(trials.splitlines()) == 5
+    assert "kdsearch confirm" not in capsys.readouterr().out
+    commands.run_study(study)
+    whole = lines_of(study)
+    assert whole[:2] == first
+    assert (study.parent / "whole" / "trials.jsonl").read_text() == trials
+    document = json.loads((study.parent / "whole" / "confirmed.json").read_text())
+    assert len(document["seeds"]) == 2
+    assert {row["seeds"] for row in document["students"]} == {2}
+    assert len(whole) == 2 * len(document["students"])
+    assert {json.loads(line)["of"] for line in whole} == {4}
+    assert "4 steps, 2 seeds" in capsys.readouterr().out
+    assert "The front by full trainings" in (study.parent / "whole" / "report.html").read_text(encoding="utf-8")
+    # what `confirm` would do is done
+    assert commands.confirm_study(study, 1, 2)["students"] == document["students"]
+    assert lines_of(study) == whole
+
+
+def test_a_search_ends_when_what_is_left_is_the_finalists(
+    searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = with_finalists(searched, "kept", trials=None, minutes=1000.0, finalist_seeds=1)
+    monkeypatch.setattr(commands.finals, "keeper", lambda *_: lambda known: 1000.0 * 60 if len(known) > 3 else 0.0)
+    commands.run_study(study)
+    assert len((study.parent / "kept" / "trials.jsonl").read_text().splitlines()) == 4
+    assert "The budget is used up: 1e+03 of 1e+03 minutes (1e+03 of them kept for the finalists). To go" in capsys.readouterr().out
+    assert len(lines_of(study)) >= 3
+
+
+def test_an_empty_front_has_no_finalists(studied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.run_study(studied, overrides={"finalists": 1})
+    assert "The front is empty" in capsys.readouterr().out
+    assert not (studied.parent / "tiny" / "confirmed.jsonl").exists()
+
+
+def test_check_says_what_is_done_and_writes_nothing(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = searched.parent / "tiny"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    commands.check_study(searched)
+    said = capsys.readouterr().out
+    assert re.search(r"^so far +5 trials, about 0\.\d min and \S+ FLOPs of search are done; so is what comes before$", said, re.MULTILINE)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    commands.check_study(with_finalists(searched, "fresh"))
+    assert "so far" not in capsys.readouterr().out
+
+
+def test_flops_that_the_teacher_alone_uses_up_are_refused(searched: Path) -> None:
+    with pytest.raises(UserError, match=r"search\.flops: must exceed those of the teacher's answers, .*; the value is 1e\+03; raise it"):
+        commands.run_study(with_finalists(searched, "small"), overrides={"flops": 1e3})

@@ -46,3 +46,42 @@ def test_calibration_is_told_where_some_start_needs_it(folder: Path) -> None:
     found = [re.search(r"min of caching, ([\d.]+) min of calibration, once", text) for text in told]
     minutes = [float(match[1]) for match in found if match]
     assert 0 < minutes[0] < minutes[1]
+
+
+def test_the_plan_names_rungs_finalists_and_flops(folder: Path) -> None:
+    told = described(folder, minutes=1e6, rungs=[0.4], eta=3.0)
+    many = re.search(r"(\d+) or more candidates$", told["search"])
+    behind = re.fullmatch(r"of these about (\d+) go on behind step 1", told["rungs"])
+    assert many
+    assert behind
+    assert int(behind[1]) == pytest.approx(int(many[1]) / 3, abs=1)
+    assert re.fullmatch(r"about \S+ of search, \S+ of them the teacher's answers \(not its fine-tuning\)", told["FLOPs"])
+    assert "finalists" not in told
+    assert "but" not in told
+    short = described(folder, minutes=1e6, finalists=2, finalist_seeds=3, rungs=[])
+    assert "rungs" not in short
+    assert short["finalists"].startswith("2, the knee without distillation and the baselines: 18 trainings of 3000 steps, about ")
+    assert re.search(r"; \S+ of the finalists$", short["FLOPs"])
+    assert "4 trainings of 3000 steps" in described(folder, minutes=1e6, finalists=1, baselines=False)["finalists"]
+
+
+def test_a_budget_of_flops_ends_the_plan_and_one_too_small_is_told(folder: Path) -> None:
+    teacher = float(described(folder)["FLOPs"].split(" of search, ")[1].split()[0])
+    assert re.search(r"without limits, 0 or more candidates \(search\.flops\)$", described(folder, flops=teacher / 2)["search"])
+    assert "search.flops: must exceed those of the teacher's answers" in described(folder, flops=teacher / 2)["but"]
+    some = described(folder, flops=teacher * 100, minutes=1e9)
+    assert re.search(r"[1-9]\d* or more candidates \(search\.flops\)$", some["search"])
+    assert float(some["FLOPs"].removeprefix("about ").split()[0]) == pytest.approx(teacher * 100, rel=0.1)
+
+
+def test_minutes_too_few_for_the_finalists_are_told_by_check_and_before_a_run(folder: Path) -> None:
+    content = yaml.safe_load((folder / "study.yaml").read_text())
+    for search, expected in (
+        ({"minutes": 1.0, "finalists": 2}, True),
+        ({"minutes": 1e9, "finalists": 2}, False),
+        ({"minutes": 1.0}, False),
+    ):
+        study = check.open_files(tiny.write_yaml(folder / "other.yaml", {**content, "search": search}))
+        said = estimate.on_finalists(study)
+        assert (said is not None) == expected
+        assert (described(folder, **search).get("but") == said) or not expected

@@ -5,13 +5,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
 
-from kdsearch import records, search, space_file, study_store
+from kdsearch import budget, records, search, space_file, study_store
+from kdsearch.budget import Work
 from kdsearch.candidate import from_dict
 from kdsearch.records import COMPLETE, FAILED, REFUSED, Measurement
 from kdsearch.samplers import sampler_for
@@ -21,8 +23,8 @@ from tests import fake_search
 from tests.fake_search import quiet_load
 
 
-def start(folder: Path, at_once: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.fake_search", str(folder), "25", str(at_once)]
+def start(folder: Path, at_once: int, trials: int, flops: float) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.fake_search", str(folder), str(trials), str(at_once), str(flops)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1])
 
 
@@ -36,12 +38,13 @@ def stable(found: list[records.Record]) -> list[dict]:
     return rows
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_killed_at_random_moments_it_ends_as_the_uninterrupted_search(tmp_path: Path, at_once: int) -> None:
-    whole = fake_search.run(tmp_path / "whole", 25, at_once=at_once)
+@pytest.mark.parametrize(("at_once", "trials", "flops"), [(1, 25, 1e9), (3, 25, 1e9), (1, 1000, 120.0), (3, 1000, 120.0)])
+def test_killed_at_random_moments_it_ends_as_the_uninterrupted_search(tmp_path: Path, at_once: int, trials: int, flops: float) -> None:
+    whole = fake_search.run(tmp_path / "whole", trials, at_once=at_once, flops=flops)
+    assert 20 < len(whole) < 100
     moments = random.Random(0)
     for _ in range(6):
-        events, process = moments.randint(2, 6), start(tmp_path / "killed", at_once)
+        events, process = moments.randint(2, 6), start(tmp_path / "killed", at_once, trials, flops)
         for _ in range(events):
             process.stdout.readline()
         time.sleep(moments.uniform(0, 0.02))
@@ -49,7 +52,7 @@ def test_killed_at_random_moments_it_ends_as_the_uninterrupted_search(tmp_path: 
         process.communicate()
         assert process.returncode in (0, -signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    last = start(tmp_path / "killed", at_once)
+    last = start(tmp_path / "killed", at_once, trials, flops)
     _, errors = last.communicate()
     assert last.returncode == 0, errors.decode()
     ended = records.read(tmp_path / "killed" / "trials.jsonl")
@@ -214,6 +217,51 @@ def test_the_budget_is_shared_by_all_sessions(tmp_path: Path) -> None:
         found = search.search(study, fake_search.around(tmp_path, plan), a_second_each, fake_search.Watcher(), clock=lambda: now[0])
         assert len(found) == trials
         now[0] += 1000  # between sessions nothing is charged
+
+
+def test_flops_end_the_search_at_the_trial_that_spends_them_the_teacher_s_share_charged_once(tmp_path: Path) -> None:
+    def run(folder: str, flops: float, teacher: float) -> list[records.Record]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        study = study_store.open_study(f"sqlite:///{tmp_path / folder}/study.db", "fake", {})
+        plan = Search(sampler="random", flops=flops, minutes=1000)
+        around = replace(fake_search.around(tmp_path / folder, plan, fake_search.BASELINES), work=Work(10, 5, teacher))
+        return search.search(study, around, fake_search.objective, fake_search.Watcher())
+
+    found, how = run("a", 400.0, 0.0), Work(10, 5)
+    assert budget.flops(found, how) >= 400.0 > budget.flops(found[:-1], how)
+    shorter = run("b", 400.0, 150.0)
+    assert stable(shorter) == stable(found[: len(shorter)])
+    assert budget.flops(shorter, how) >= 250.0 > budget.flops(shorter[:-1], how)
+    assert run("c", 400.0, 400.0) == []
+    assert stable(run("b", 400.0, 0.0)) == stable(found)  # goes on when there is more
+
+
+def test_what_is_kept_of_the_minutes_is_not_searched_and_stays_kept_in_a_later_session(tmp_path: Path) -> None:
+    now, asked = [0.0], []
+
+    def a_second_each(order):
+        now[0] += 1
+        return fake_search.objective(order)
+
+    def keep(known: Sequence[records.Record]) -> float:
+        asked.append(len(known))
+        return 4.0 if len(known) > 2 else 0.0
+
+    class Slow(fake_search.Watcher):
+        def found(self, record: records.Record, known: Sequence[records.Record]) -> None:
+            now[0] += 0.1  # behind the seconds that are stored with a trial
+
+    def run(minutes: float) -> list[records.Record]:
+        study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
+        around = replace(fake_search.around(tmp_path, Search(minutes=minutes, sampler="random")), keep=keep)
+        return search.search(study, around, a_second_each, Slow(), clock=lambda: now[0])
+
+    found = run(10.55 / 60)
+    assert len(found) == 6  # at 5.5 s there is time for another; at 6.6 s the 4 that are kept are more than there are
+    assert asked == list(range(7))
+    now[0] += 1000
+    assert run(10.55 / 60) == found
+    assert len(run(12 / 60)) == 8
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])

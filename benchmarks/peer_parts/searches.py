@@ -73,7 +73,7 @@ def study_of_trials(inputs: Path, scratch: Path) -> Path:
 
 def watch(command: list[str], surroundings: dict[str, str], scratch: Path, seconds: float) -> tuple[list[Point], dict[str, float]]:
     """Run a command for so long; the points that it found with the second of each, and the most memory that its processes had, in MB."""
-    start, points, peak = time.time(), [], {"rss": 0.0, "pss": 0.0}
+    start, points, peak = time.time(), [], {"rss": 0.0, "pss": 0.0, "own": 0.0}
     weighed = 0.0
     with (scratch / "log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=surroundings, cwd=scratch, start_new_session=True)
@@ -97,39 +97,42 @@ def new_points(scratch: Path, known: int, passed: float, start: float) -> list[P
     """What was found since the last look. kdsearch's records have no time of day, so theirs is that of the look."""
     notes, own = scratch / "notes.jsonl", scratch / "study" / "trials.jsonl"
     if own.is_file():
-        trained = [record for record in records.read(own) if record.measurement.state == records.COMPLETE and record.duplicate_of is None]
-        return [
-            {
-                "second": passed,
-                "trial": record.trial,
-                "accuracy": record.measurement.accuracy or 0.0,
-                "latency_relative": record.measurement.latency_relative or math.inf,
-            }
-            for record in trained[known:]
-        ]
+        states = (records.COMPLETE, records.STOPPED)
+        trained = [record for record in records.read(own) if record.measurement.state in states and record.duplicate_of is None]
+        return [{"second": passed, "trial": record.trial, **_student(record)} for record in trained[known:]]
     lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
     told = [json.loads(line) for line in lines[known:] if line.endswith("}")]
     return [{"second": line.pop("time") - start, **line} for line in told]
 
 
+def _student(record: records.Record) -> Point:
+    """What a trial adds to the hypervolume: nothing where it was stopped at a rung, whose accuracy is of a part of the rows."""
+    found = record.measurement
+    if found.state == records.STOPPED:
+        return {}
+    return {"accuracy": found.accuracy or 0.0, "latency_relative": found.latency_relative or math.inf}
+
+
 def at_marks(points: list[Point], marks: list[float], majority: float) -> dict[str, list[float]]:
-    """Trials and hypervolume at each mark. A trial that reported several times counts once; each of its students counts as a point.
+    """Trials and hypervolume at each mark. A trial that reported several times, or was stopped at a rung, counts once; each of the
+    students that it reported counts as a point.
 
     The hypervolume is of accuracy above that of always answering the largest class, and of log latency below the teacher's.
     """
     found: dict[str, list[float]] = {"trials": [], "hypervolume": []}
     for mark in marks:
         then = [point for point in points if point["second"] <= mark]
-        latency = [math.log(point["latency_relative"]) for point in then]
+        students = [point for point in then if "accuracy" in point]
+        latency = [math.log(point["latency_relative"]) for point in students]
         found["trials"].append(len({point["trial"] for point in then}))
-        found["hypervolume"].append(pareto.hypervolume([point["accuracy"] for point in then], latency, (majority, 0.0)))
+        found["hypervolume"].append(pareto.hypervolume([point["accuracy"] for point in students], latency, (majority, 0.0)))
     return found
 
 
 def memory_of(root: int) -> dict[str, float]:
     """Memory of a process and all below it, in MB: RSS counts what they share once for each of them, PSS once in all (0 where it is not
-    told)."""
-    total = {"rss": 0.0, "pss": 0.0}
+    told), and ``own`` is the part of it that is no file's."""
+    total = {"rss": 0.0, "pss": 0.0, "own": 0.0}
     try:
         tree = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
     except psutil.NoSuchProcess:
@@ -139,6 +142,7 @@ def memory_of(root: int) -> dict[str, float]:
             lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
             sizes = {line.split(":")[0]: line.split()[1] for line in lines[1:]}
             total["pss"] += int(sizes["Pss"]) / 1024
+            total["own"] += int(sizes.get("Pss_Anon", 0)) / 1024
             total["rss"] += int(sizes["Rss"]) / 1024
         except (OSError, KeyError):
             continue

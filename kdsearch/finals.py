@@ -1,0 +1,105 @@
+"""The end of a study: its finalists are trained in full, at once behind the search or by a command of its own.
+
+What a search keeps of its minutes for that is what these same trainings are expected to take, from the trials so far.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from kdsearch import budget, confirmed, objective, records, search, workers
+from kdsearch.budget import Full
+from kdsearch.candidate import Candidate
+from kdsearch.check import Study
+from kdsearch.confirmed import Job, Store
+from kdsearch.display import Display
+from kdsearch.order import Order, derived
+from kdsearch.records import COMPLETE, STOPPED, Measurement, Record
+from kdsearch.report import front, html, study_folder, tables
+from kdsearch.report.study_folder import StudyFolder
+
+Hands = tuple[Callable[[Order], Measurement], int]  # who evaluates, and in how many threads it may be called
+
+
+def jobs(study: Study, folder: StudyFolder, count: int, seeds: int) -> list[Job]:
+    """The full trainings of up to ``count`` finalists, the knee's twin without distillation and the baselines; none on an empty front."""
+    picks = front.picks(folder)
+    if not picks:
+        return []
+    yardsticks = [record for record in front.trained(folder.records) if record.baseline]
+    students = confirmed.students(front.eligible(folder), picks["knee"], yardsticks, count, front.reference(folder))
+    own = next(record.seed for record in folder.records if record.trial == picks["knee"])
+    full = [derived(own, number, "confirm") for number in range(seeds)]  # the same for all: equal data order makes differences clearer
+    return [Job(student, seed, study.spec.train.steps) for seed in full for student in students]
+
+
+def keeper(study: Study, facts: dict[str, Any], baselines: int, count: int) -> Callable[[Sequence[Record]], float]:
+    """How many seconds of the study's minutes to keep for the finalists that some records would give, with ``count`` workers."""
+    spec, plan = study.spec, study.spec.search
+    heavier = spec.train.batch_tokens / spec.proxy.batch_tokens
+    full = Full(plan.finalists + 1 + baselines, plan.finalist_seeds, spec.train.steps, heavier, count)
+
+    def seconds(known: Sequence[Record]) -> float:
+        would = jobs(study, StudyFolder(study.folder, facts, list(known), []), plan.finalists, 1)
+        chosen = [job.student.short for job in would if job.student.short]
+        trained = [record.measurement for record in known if record.measurement.state in (COMPLETE, STOPPED)]
+        return budget.seconds_kept(budget.seconds_for_finalists(chosen, trained, full), plan)
+
+    return seconds if plan.finalists else budget.nothing_kept
+
+
+def confirm(
+    study: Study, todo: Sequence[Job], hands: Callable[[Sequence[Job]], AbstractContextManager[Hands]], console: Console
+) -> dict[str, Any]:
+    """Do what is missing of these jobs, with the hands that are opened for it, and write and show what all of them found; the content of
+    confirmed.json.
+
+    Raises:
+        RuntimeError: no training came to its end.
+    """
+    store = Store(study.folder)
+    if missing := store.missing(todo):
+        with hands(missing) as (evaluate, count):
+            _train(study, store, missing, (evaluate, count), console)
+    folder = study_folder.load(study.folder)
+    document = confirmed.document(store, todo, study.spec.proxy.steps, front.reference(folder))
+    if all(row["seeds"] == 0 for row in document["students"]):
+        raise RuntimeError(f"none of the {len(todo)} full trainings came to its end; the last one: {store.lines[-1].found.reason}")
+    records.write_text(study.folder / confirmed.TABLE, json.dumps({"study": study.spec.name, **document}, indent=2))
+    html.write(study_folder.load(study.folder))
+    tables.show_confirmed(document, study.spec.name, console)
+    console.print(str(study.folder / confirmed.TABLE), markup=False, highlight=False)
+    return document
+
+
+@contextmanager
+def opened(study: Study, most: int, extra: list[Candidate], console: Console, missing: Sequence[Job]) -> Iterator[Hands]:
+    """Hands for some jobs: as many workers, or this process alone. ``extra``: candidates outside of the space that the search had."""
+    count, everyone = min(most, len(missing)), [*{job.student.name: job.student.candidate for job in missing}.values(), *extra]
+    with ExitStack() as until_done:
+        display = until_done.enter_context(Display(console, study.spec.search))
+        bench = objective.in_full(objective.prepare(study.spec, study.space, study.base, everyone, display.progress), display.progress)
+        if count == 1:
+            yield lambda order: records.measured(objective.evaluate, order, bench, display.progress), 1
+        else:
+            lesson = workers.lesson(study, bench, everyone)
+            yield until_done.enter_context(workers.Workers(lesson, count, display.progress)).evaluate, count
+
+
+def _train(study: Study, store: Store, missing: Sequence[Job], hands: Hands, console: Console) -> None:
+    """Do jobs side by side. Each is kept as soon as it is done."""
+    (evaluate, count), left = hands, iter(range(len(missing) - 1, -1, -1))
+
+    def one(job: Job) -> None:
+        found = evaluate(Order(job.student.candidate, job.seed, train_anyway=True, training=study.spec.train))
+        store.add(job, found)
+        said = f"accuracy {found.accuracy:.3f}" if found.state == COMPLETE else f"{found.state}: {found.reason}"
+        who = job.student.role if job.student.trial is None else f"trial {job.student.trial} ({job.student.role})"
+        console.print(f"{who}, seed {job.seed}: {said}  {found.seconds:.0f} s, {next(left)} to go", markup=False, highlight=False)
+
+    with search.callers(min(count, len(missing))) as threads:
+        for future in [threads.submit(one, job) for job in missing]:
+            future.result()

@@ -1,0 +1,67 @@
+"""Who would be trained in full and for how long; the trainings themselves stand in test_commands."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdsearch import finals
+from kdsearch.candidate import Candidate, Training
+from kdsearch.check import Study
+from kdsearch.records import COMPLETE, STOPPED, Measurement, Record
+from kdsearch.report.study_folder import StudyFolder
+from kdsearch.space_file import parse
+from kdsearch.study_file import StudySpec
+from tests import tiny
+
+FACTS = {"task": {"majority": 0.5}}
+KD = Candidate(tiny.SHAPE, distillation=tiny.recipe("kd", 0.5))
+
+
+def study(**search: Any) -> Study:
+    content = {"name": "x", "teacher": {"model": "m"}, "task": {"data": "d"}, "space": "s", "search": search}
+    spec = StudySpec.model_validate({**content, "proxy": {"steps": 10, "batch_tokens": 100}, "train": {"steps": 100, "batch_tokens": 200}})
+    space = parse({"architecture": {"layers": 2, "heads": 2, "head_size": 16, "ffn_ratio": 1}})
+    return Study(Path(), spec, space, Path())
+
+
+def trial(number: int, accuracy: float, latency: float, seconds: float, **more: Any) -> Record:
+    """One whose 10 steps take ``seconds``, and the rest of it another second."""
+    numbers = {"accuracy": accuracy, "accuracy_se": 0.001, "latency_relative": latency, "steps": 10, "seconds": seconds + 1}
+    found = Measurement(COMPLETE, stages={"training": seconds, "scoring": 1.0}, **numbers)
+    candidate = replace(KD, training=Training(1e-4 * (1 + number)))
+    return replace(Record(number, candidate.to_dict(), found, 7), **more)
+
+
+KNOWN = [trial(0, 0.7, 0.5, 4.0, baseline="no-kd"), trial(1, 0.8, 0.3, 2.0), trial(2, 0.9, 0.6, 8.0), trial(3, 0.6, 0.4, 90.0)]
+
+
+def test_each_finalist_is_trained_with_each_seed_and_so_are_twin_and_baselines() -> None:
+    todo = finals.jobs(study(), StudyFolder(Path(), FACTS, KNOWN, []), 2, 2)
+    assert sorted({job.student.name for job in todo}) == ["0", "1", "2", f"no-kd twin of {todo[0].student.name}"]
+    assert len(todo) == 8
+    assert len({job.key for job in todo}) == 8
+    assert {job.steps for job in todo} == {100}
+    assert finals.jobs(study(), StudyFolder(Path(), FACTS, [], []), 2, 2) == []
+
+
+@pytest.mark.parametrize(
+    ("known", "students", "count", "seconds"),
+    [
+        # A full training is 10 times the steps and twice the tokens: 20 times the trial's, and a second.
+        (KNOWN, 2, 1, 2 * (81 + 41 + 161 + (81 + 41 + 161) / 3)),  # the baseline, both of the front, a twin as their mean
+        (KNOWN, 2, 2, 81 + 41 + 161 + (81 + 41 + 161) / 3),
+        (KNOWN[1:2], 2, 1, 2 * 4 * 41),
+        ([trial(0, 0.8, 0.3, 2.0, measurement=Measurement(STOPPED, steps=5, seconds=5.0))], 2, 1, 2 * 4 * 200),  # no front yet
+        ([], 2, 1, 0.0),
+        (KNOWN, 0, 1, 0.0),
+    ],
+)
+def test_what_is_kept_is_what_the_finalists_of_the_moment_take(known: list[Record], students: int, count: int, seconds: float) -> None:
+    keep = finals.keeper(study(finalists=students, finalist_seeds=2, minutes=100), FACTS, 1, count)
+    assert keep(known) == pytest.approx(seconds)
+
+
+def test_no_more_than_four_fifths_are_kept() -> None:
+    assert finals.keeper(study(finalists=2, minutes=10), FACTS, 1, 1)(KNOWN) == pytest.approx(480.0)
