@@ -96,7 +96,7 @@ def refuse_unreachable(study: Study, path: Path) -> None:
         UserError: each such limit with what was measured.
     """
     limits = study.spec.limits
-    if limits.latency_ms is None and limits.latency_relative is None:
+    if limits.latency_ms is None and (limits.latency_relative or 1.0) >= 1.0:
         return
     config = AutoConfig.from_pretrained(teacher.source(study.spec.teacher, study.base))
     whole, messages = AutoModelForSequenceClassification.from_config(config).eval(), []

@@ -7,8 +7,9 @@ from kdsearch.candidate import Architecture
 from kdsearch.search_space import each_asked, each_branch, sample
 from kdsearch.space_file import Choice, Float, Int, OneOf, SearchSpace
 
-# Shares of the latency limit, the fastest first: it is trained the soonest.
-SHARES = (0.12, 0.25, 0.5, 0.9)
+# Shares of the latency limit, the fastest first: it is trained the soonest. Where the limit is above half of the teacher's latency, shares
+# of that half: students between there and the teacher take the most time to train, and add the least to a front.
+SHARES, MOST = (0.12, 0.25, 0.5, 0.9), 0.5
 # Share of a layer's latency that does not shrink with its matrices (one row of 32 tokens on a CPU; benchmarks/curves).
 FIXED = 0.25
 # Where the width shrinks, uniform layers from principal components did best (benchmarks/initialization.md); kd is the plainest recipe.
@@ -23,7 +24,7 @@ PREFERRED = {
 def guesses(space: SearchSpace, teacher: Architecture, limit: float | None) -> list[dict[str, Any]]:
     """Parameters of up to four students of the space; what is not among them is left to the sampler.
 
-    For each of some shares of the limit (latency relative to the teacher; 1 without one) the architecture of the greatest size, and then
+    For each of some shares of the limit (latency relative to the teacher) the architecture of the greatest size, and then
     the most matrix products, that is expected to be as fast. Size is layers * sqrt(width) where students may start from principal
     components: of the recorded students of benchmarks/curves the deep and half as wide ones were ahead of the wide and shallow at every
     latency. It is width * sqrt(layers) where they cannot: a slice of the channels loses more than layers do.
@@ -34,7 +35,7 @@ def guesses(space: SearchSpace, teacher: Architecture, limit: float | None) -> l
         more, less = (shape.layers, shape.width) if rotated else (shape.width, shape.layers)
         size = more * math.sqrt(less), _products(shape)
         for share in SHARES:
-            if expected_latency(shape, teacher) <= share * (limit or 1.0) and size > best.get(share, (0.0, 0.0))[:2]:
+            if expected_latency(shape, teacher) <= share * min(limit or MOST, MOST) and size > best.get(share, (0.0, 0.0))[:2]:
                 best[share] = *size, params
     chosen: list[dict[str, Any]] = []
     for share in SHARES:

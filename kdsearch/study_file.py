@@ -91,10 +91,13 @@ class Target(Section):
 
 
 class Limits(Section):
-    """What a student must not exceed, checked on the untrained student; and the least share of the teacher's accuracy, after training."""
+    """What a student must not exceed, checked on the untrained student; and the least share of the teacher's accuracy, after training.
+
+    One that is no faster than its teacher is not looked for, unless ``latency_relative`` is raised, or null.
+    """
 
     latency_ms: Positive | None = None
-    latency_relative: Positive | None = None
+    latency_relative: Positive | None = 1.0
     parameters: Count | None = None
     megabytes: Positive | None = None
     accuracy_relative: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -89,7 +89,7 @@ def test_where_vocabularies_vary_every_row_is_kept(spelled: objective.Bench) -> 
 def spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> objective.Bench:
     """A bench whose space has smaller vocabularies: 130 tokens split words, those that the texts use do not."""
     monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
-    spec = StudySpec.model_validate(tiny.study(tmp_path, tiny.SPELLED))
+    spec = StudySpec.model_validate({**tiny.study(tmp_path, tiny.SPELLED), "limits": {"latency_relative": None}})
     content = tiny.space_content()
     content["architecture"]["vocabulary"] = {"choice": [None, 130, 200]}
     extra = Candidate(tiny.narrower(), distillation=Recipe("x", 0.0, (Term("hidden_mse"), Term("rkd"))))
@@ -191,7 +191,7 @@ def test_too_little_accuracy_breaks_a_limit_after_training(bench: objective.Benc
     candidate, found = narrow(Recipe("none")), {}
     for share in (0.01, 1.0):
         bench.facts["teacher"]["accuracy"] = 1.0
-        limited = replace(bench, spec=bench.spec.model_copy(update={"limits": Limits(latency_ms=1e6, accuracy_relative=share)}))
+        limited = replace(bench, spec=bench.spec.model_copy(update={"limits": Limits(latency_ms=1e6, latency_relative=None, accuracy_relative=share)}))
         found[share] = objective.evaluate(Order(candidate, 0), limited)
         assert found[share].state == COMPLETE
         assert len(found[share].violations) == 2
