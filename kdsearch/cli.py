@@ -41,11 +41,20 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that evaluate side by side; by default one for each core that computes, up to 8.")
     ] = None,
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            metavar="STUDY",
+            help="Start from an earlier study, a folder or a study file: its results where teacher, data, target, proxy and machine are "
+            "the same, else its front to try first. May be given several times.",
+        ),
+    ] = None,
 ) -> None:
     """Search for the best students. Started again, it resumes."""
     from kdsearch.commands import run_study
 
-    run_study(study, out, storage, {"minutes": minutes, "trials": trials, "seed": seed, "workers": workers})
+    run_study(study, out, storage, {"minutes": minutes, "trials": trials, "seed": seed, "workers": workers}, earlier or [])
 
 
 @app.command()

@@ -10,14 +10,15 @@ from typing import Any
 from rich.console import Console
 from transformers import AutoConfig
 
-from kdsearch import check, confirmed, estimate, objective, records, remarks, rungs, search, session, study_store, teacher, workers
+from kdsearch import check, confirmed, earlier, estimate, objective, records, remarks, rungs, search, session, study_store, teacher, workers
 from kdsearch import export as exporting
 from kdsearch import guideline as guidelines
 from kdsearch.candidate import Candidate, from_dict
 from kdsearch.check import Study
 from kdsearch.confirmed import Job
 from kdsearch.display import Display, line
-from kdsearch.errors import UserError
+from kdsearch.earlier import Taken
+from kdsearch.errors import UserError, all_of
 from kdsearch.guesses import guesses
 from kdsearch.machine import accelerator
 from kdsearch.objective import Bench
@@ -29,19 +30,28 @@ from kdsearch.students.families import architecture_of, family_of
 from kdsearch.study_file import Search
 
 
-def run_study(path: Path, out: Path | None = None, storage: str | None = None, overrides: dict[str, Any] | None = None) -> Path:
-    """Search, or go on with a search; the study's folder.
+def run_study(
+    path: Path,
+    out: Path | None = None,
+    storage: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    earlier_studies: Sequence[Path] = (),
+) -> Path:
+    """Search, or go on with a search; the study's folder. What earlier studies found is taken over before the first trial.
 
     Raises:
         UserError: a mistake in the input, another run of the same study, or a study made with other settings.
     """
-    console, study = Console(soft_wrap=True), check.open_files(path, out, overrides)
+    console = Console(soft_wrap=True)
+    study, others = all_of(lambda: check.open_files(path, out, overrides), lambda: earlier.load(earlier_studies))
     check.refuse_unreachable(study, path)
     session.refuse_other_study(study)
     study.folder.mkdir(parents=True, exist_ok=True)
     with session.locked(study.folder):
         url = storage or default_storage(study.folder)
         store = study_store.open_study(url, study.spec.name, session.fingerprint(study))
+        sources = [other.path for other in others]
+        session.refuse_other_sources(study, store, sources)
         count, hand_made = session.workers_as_before(study, store), _baselines(study)
         known = search.in_order(study_store.stored_records(store))
         extra = list(hand_made.values())
@@ -54,13 +64,14 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
             if crew:
                 crew.load(_lesson(study, bench, extra))
             bench.facts["teacher"] |= objective.teacher_latency(bench)  # while the workers wait
-            session.write_facts(study, bench, count)
-            console.print(_introduction(bench), highlight=False)
+            facts = session.write_facts(study, bench, count)
+            taken = session.taken_as_before(study, store, sources, lambda: earlier.take(others, study, facts, extra))
+            console.print("\n".join([_introduction(bench), *taken.said]), markup=False, highlight=False)
 
             def evaluate(order: Order) -> records.Measurement:
                 return objective.evaluate(order, bench, display.progress)
 
-            around = _surroundings(study, bench, hand_made)
+            around = _surroundings(study, bench, hand_made, taken)
             try:
                 if crew is None:
                     search.search(store, around, evaluate, display)
@@ -187,7 +198,7 @@ def _baselines(study: Study) -> dict[str, Candidate]:
     return baselines(architecture_of(config), attention=sees_attention) if study.spec.search.baselines else {}
 
 
-def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -> search.Surroundings:
+def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate], taken: Taken) -> search.Surroundings:
     return search.Surroundings(
         study.spec.search,
         study.space,
@@ -196,9 +207,10 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -
         study.folder,
         lambda record: dashboard.note(record, bench.facts),
         hand_made,
-        guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
+        [*taken.starts, *guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative)],
         rungs.at(study.spec.search.rungs, study.spec.proxy.steps),
         objective.least_accuracy(bench),
+        taken.by_key,
     )
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from kdsearch.candidate import Candidate, from_dict
-from kdsearch.records import COMPLETE, FAILED, STOPPED, Record
+from kdsearch.records import COMPLETE, FAILED, STOPPED, Record, own
 from kdsearch.study_file import Search
 
 QUIET_SECONDS = 10.0
@@ -81,15 +81,16 @@ class Display:
 
     def expected(self) -> int:
         """About how many trials there will be, at the pace so far."""
-        guess = int(len(self.known) * self.plan.minutes * 60 / max(self.searched(), 1.0))
-        guess = max(guess, len(self.known) + len(self.running))
-        return min(guess, self.plan.trials) if self.plan.trials else guess
+        done = len(own(self.known))
+        guess = int(done * self.plan.minutes * 60 / max(self.searched(), 1.0))
+        guess = max(guess, done + len(self.running))
+        return len(self.known) - done + (min(guess, self.plan.trials) if self.plan.trials else guess)
 
 
 def line(record: Record) -> str:
     """A trial in one line."""
     found, candidate = record.measurement, from_dict(record.candidate)
-    head = f"trial {record.trial:>3}  "
+    head = f"trial {record.trial:>3}  {f'({record.imported_from})  ' if record.imported_from else ''}"
     words = f"{in_words(candidate)}{f'  [baseline {record.baseline}]' if record.baseline else ''}"
     if record.duplicate_of is not None:
         return f"{head}the same student as trial {record.duplicate_of}: not trained again"

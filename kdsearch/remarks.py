@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kdsearch.records import COMPLETE, FAILED, STOPPED, Record
+from kdsearch.records import COMPLETE, FAILED, STOPPED, Record, own
 from kdsearch.study_file import Search
 
 
@@ -34,7 +34,7 @@ def on_effort(known: Sequence[Record], seconds: float, rate: float, tokens_of_fl
     A step of training is three forward passes, 3 x FLOPs of a token x tokens of a batch, of a student whose ``flops`` belong to
     ``tokens_of_flops`` tokens, at ``rate`` FLOP/s, the machine's own in the precision that trains.
     """
-    done = [record.measurement for record in known if record.duplicate_of is None and record.measurement.stages]
+    done = [record.measurement for record in own(known) if record.duplicate_of is None and record.measurement.stages]
     if not done or seconds <= 0:
         return None
     stages = dict.fromkeys(stage for found in done for stage in found.stages)
@@ -61,7 +61,7 @@ def _on_front(known: Sequence[Record], spent: bool) -> str | None:
 
 
 def _on_budget(known: Sequence[Record], plan: Search, seconds: float) -> str | None:
-    used = [("minutes", seconds / 60, plan.minutes), ("trials", len(known), plan.trials)]
+    used = [("minutes", seconds / 60, plan.minutes), ("trials", len(own(known)), plan.trials)]
     full = [(name, value, most) for name, value, most in used if most is not None and value >= most]
     if not full:
         return None

@@ -1,4 +1,5 @@
-"""What the commands say on a study whose only trial, a baseline, breaks a limit, and what confirm does; the rest stands in test_readme."""
+"""What the commands say on a study whose only trial, a baseline, breaks a limit, what confirm does, and how a study
+starts from another; the rest stands in test_readme."""
 
 import json
 from collections.abc import Iterator
@@ -7,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
-from kdsearch import commands
+from kdsearch import commands, records
+from kdsearch.candidate import from_dict
 from kdsearch.errors import UserError
 from tests import tiny
 
@@ -137,3 +140,80 @@ def test_there_is_nothing_to_confirm_on_an_empty_front(studied: Path) -> None:
     with pytest.raises(UserError, match=r"front to confirm; the front is empty \(1 trials\); go on with 'kdsearch run'"):
         commands.confirm_study(studied)
     assert not (studied.parent / "tiny" / "confirmed.jsonl").exists()
+
+
+@pytest.fixture
+def other(searched: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study of the same teacher and data with another limit, a smaller space and another seed of its sampler."""
+    monkeypatch.setenv("KDSEARCH_CACHE", str(searched.parent / "cache"))
+    content = yaml.safe_load(searched.read_text())
+    space = tiny.space_content()
+    del space["distillation"]["one_of"]["minilmv2"]
+    tiny.write_yaml(searched.parent / "smaller.yaml", space)
+    return tiny.write_yaml(
+        searched.parent / "other.yaml", {**content, "name": "other", "space": "smaller.yaml", "limits": {"accuracy_relative": 0.5}}
+    )
+
+
+def trials_of(folder: Path) -> list[records.Record]:
+    return records.read(folder / "trials.jsonl")
+
+
+def test_a_run_takes_over_what_an_earlier_study_found(
+    searched: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated = []
+    evaluate = commands.objective.evaluate
+
+    def counted(order: Any, *rest: Any) -> records.Measurement:
+        evaluated.append(order.candidate.key())
+        return evaluate(order, *rest)
+
+    monkeypatch.setattr(commands.objective, "evaluate", counted)
+    before = {from_dict(one.candidate).key(): one for one in trials_of(searched.parent / "tiny")}
+    commands.run_study(other, tmp_path / "first", overrides={"trials": 1}, earlier_studies=[searched])
+    said = capsys.readouterr().out
+    found = trials_of(tmp_path / "first")
+    imported = [one for one in found if one.imported_from]
+    assert f"from tiny: {len(imported)} trials imported" in said
+    assert f"{len(imported)} imported" in said
+    assert [one.baseline for one in imported][:3] == ["no-kd", "distilbert", "tinybert"]
+    for one in imported:
+        own = before[from_dict(one.candidate).key()].measurement
+        assert (one.measurement.accuracy, one.measurement.latency_relative) == (own.accuracy, own.latency_relative)
+        assert one.imported_from == f"trial {before[from_dict(one.candidate).key()].trial} of tiny"
+        assert len(one.measurement.violations) == 1
+    assert len(evaluated) == len(found) - len(imported) == 1
+    assert not set(evaluated) & set(before)
+    assert "imported" in (tmp_path / "first" / "report.html").read_text(encoding="utf-8")
+
+    # a later session, and one that stops in between, go on with what the first took, whatever has become of the other study
+    commands.run_study(other, tmp_path / "first", overrides={"trials": 3})
+    said = capsys.readouterr().out
+    assert f"from tiny: {len(imported)} trials imported" in said
+    commands.run_study(other, tmp_path / "second", overrides={"trials": 3}, earlier_studies=[searched, searched.parent / "tiny"])
+    assert [one.candidate for one in trials_of(tmp_path / "first")] == [one.candidate for one in trials_of(tmp_path / "second")]
+
+    with pytest.raises(UserError, match=r"--from: must name what the study's \d+ trials started from: .*tiny; leave it out"):
+        commands.run_study(other, tmp_path / "second", earlier_studies=[tmp_path / "first"])
+    with pytest.raises(UserError, match="started from: no other study"):
+        commands.run_study(searched, earlier_studies=[tmp_path / "first"])
+    with pytest.raises(UserError, match="must name other studies"):
+        commands.run_study(other, tmp_path / "second", earlier_studies=[tmp_path / "second"])
+    (tmp_path / "second" / "earlier.json").write_text("{}")
+    with pytest.raises(UserError, match=r"earlier\.json: must be as the first session wrote it"):
+        commands.run_study(other, tmp_path / "second", overrides={"trials": 4})
+
+
+def test_of_a_study_with_another_proxy_the_front_is_evaluated_first(
+    searched: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {**yaml.safe_load(other.read_text()), "proxy": {"steps": 2, "batch_tokens": 256}, "space": "space.yaml"}
+    longer = tiny.write_yaml(searched.parent / "longer.yaml", content)
+    document = json.loads((searched.parent / "tiny" / "front.json").read_text())
+    wanted = {from_dict(row["candidate"]).key() for row in document["front"] if row["baseline"] is None}
+    commands.run_study(longer, tmp_path / "out", overrides={"trials": 3 + max(1, len(wanted))}, earlier_studies=[searched])
+    assert "of its front tried first" in capsys.readouterr().out
+    found = trials_of(tmp_path / "out")
+    assert all(one.imported_from is None for one in found)
+    assert wanted <= {from_dict(one.candidate).key() for one in found}
