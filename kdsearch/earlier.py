@@ -100,7 +100,7 @@ def take(folders: Sequence[StudyFolder], study: Study, facts: dict[str, Any], ha
         found |= fresh
         what = f"{_counted(len(fresh), 'student')} of its front tried first" if different else f"{_counted(len(fresh), 'trial')} imported"
         why = f"; {' and '.join(different)} not the same" if different else ""
-        said.append(f"from {folder.facts['name']}: {what}{_left_out(left)}{why}")
+        said.append(f"from {_name(folder)}: {what}{_left_out(left)}{why}")
     ordered = sorted(found.values(), key=lambda offer: offer.record is None)
     starts = [offer.params for offer in ordered if offer.params is not None]
     return Taken(starts, [offer.record for offer in ordered if offer.record], said)
@@ -137,7 +137,8 @@ def front_of(folder: StudyFolder) -> list[Candidate]:
 
 def _offers(folder: StudyFolder, study: Study, facts: dict[str, Any], left: Counter[str]) -> Iterator[tuple[Candidate, Record]]:
     """Candidates of a study with what was found, as this study sees it; why others are left out is counted."""
-    elsewhere = folder.facts["base"] != facts["base"] or folder.facts["spec"]["task"].get("corpus") != study.spec.task.corpus
+    corpus = folder.facts["spec"].get("task", {}).get("corpus")
+    elsewhere = folder.facts.get("base") != facts["base"] or corpus != study.spec.task.corpus
     for record in folder.records:
         if record.duplicate_of is not None:
             continue
@@ -148,7 +149,7 @@ def _offers(folder: StudyFolder, study: Study, facts: dict[str, Any], left: Coun
             left[reason or "made from files of another folder"] += 1
             continue
         found = held_against(record.measurement, study, facts, _refused_for_tokens(record.measurement, folder))
-        origin = record.imported_from or f"trial {record.trial} of {folder.facts['name']}"
+        origin = record.imported_from or f"trial {record.trial} of {_name(folder)}"
         yield candidate, Record(record.trial, record.candidate, found, record.seed, imported_from=origin)
 
 
@@ -192,6 +193,10 @@ def _at(facts: dict[str, Any], path: Sequence[str]) -> Any:
     for key in path:
         facts = facts.get(key) or {}
     return facts or None
+
+
+def _name(folder: StudyFolder) -> str:
+    return str(folder.facts.get("name", folder.path.name))
 
 
 def _counted(number: int, what: str) -> str:

@@ -92,6 +92,12 @@ def test_what_the_same_study_found_is_imported_with_where_it_comes_from_and_the_
     assert given.said == ["from old: 2 trials imported"]
 
 
+def test_a_student_that_was_proposed_twice_is_imported_once() -> None:
+    given = taken(old(row(3, found()), row(4, found(), duplicate_of=3)), study())
+    assert [record.imported_from for record in given.imported] == ["trial 3 of old"]
+    assert given.said == ["from old: 1 trial imported"]
+
+
 def test_an_import_of_an_import_names_where_it_was_evaluated() -> None:
     (record,) = taken(old(row(3, found(), imported_from="trial 9 of first")), study()).imported
     assert record.imported_from == "trial 9 of first"
