@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from kdsearch.records import Measurement, Record
+from kdsearch.records import Measurement, Record, own
 from kdsearch.study_file import Search, StudySpec
 
 STEP = 3  # forward passes that a step of training costs: its own, and two for the gradient
@@ -60,8 +60,8 @@ def trial_flops(found: Measurement, how: Work) -> float:
 
 
 def trained_flops(known: Sequence[Record], how: Work) -> float:
-    """FLOPs of all trainings, each student's once."""
-    return sum(trial_flops(record.measurement, how) for record in known if record.duplicate_of is None)
+    """FLOPs of all trainings of this study, each student's once."""
+    return sum(trial_flops(record.measurement, how) for record in own(known) if record.duplicate_of is None)
 
 
 def flops(known: Sequence[Record], how: Work) -> float:

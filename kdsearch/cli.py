@@ -49,12 +49,21 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that evaluate side by side; by default one for each core that computes, up to 8.")
     ] = None,
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            metavar="STUDY",
+            help="Start from an earlier study, a folder or a study file: its results where teacher, data, target, proxy and machine are "
+            "the same, else its front to try first. May be given several times.",
+        ),
+    ] = None,
 ) -> None:
     """Search for the best students. Started again, it resumes."""
     from kdsearch.commands import run_study
 
     budget = {"minutes": minutes, "trials": trials, "flops": flops, "finalists": finalists}
-    run_study(study, out, storage, {**budget, "seed": seed, "workers": workers})
+    run_study(study, out, storage, {**budget, "seed": seed, "workers": workers}, earlier or [])
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What each command does, from files to files: the command line calls these, and so may a program."""
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -10,14 +11,30 @@ from typing import Any
 from rich.console import Console
 from transformers import AutoConfig
 
-from kdsearch import budget, check, estimate, finals, objective, records, remarks, rungs, search, session, study_store, teacher, workers
+from kdsearch import (
+    budget,
+    check,
+    earlier,
+    estimate,
+    finals,
+    objective,
+    records,
+    remarks,
+    rungs,
+    search,
+    session,
+    study_store,
+    teacher,
+    workers,
+)
 from kdsearch import export as exporting
 from kdsearch import guideline as guidelines
 from kdsearch.budget import Spent
 from kdsearch.candidate import Candidate, from_dict
 from kdsearch.check import Study
 from kdsearch.display import Display, line
-from kdsearch.errors import UserError
+from kdsearch.earlier import Taken
+from kdsearch.errors import UserError, all_of
 from kdsearch.guesses import guesses
 from kdsearch.objective import Bench
 from kdsearch.order import Order
@@ -26,19 +43,28 @@ from kdsearch.students.baselines import baselines
 from kdsearch.students.families import architecture_of, family_of
 
 
-def run_study(path: Path, out: Path | None = None, storage: str | None = None, overrides: dict[str, Any] | None = None) -> Path:
-    """Search, or go on with a search; the study's folder.
+def run_study(
+    path: Path,
+    out: Path | None = None,
+    storage: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    earlier_studies: Sequence[Path] = (),
+) -> Path:
+    """Search, or go on with a search; the study's folder. What earlier studies found is taken over before the first trial.
 
     Raises:
         UserError: a mistake in the input, another run of the same study, or a study made with other settings.
     """
-    console, study = Console(soft_wrap=True), check.open_files(path, out, overrides)
+    console = Console(soft_wrap=True)
+    study, others = all_of(lambda: check.open_files(path, out, overrides), lambda: earlier.load(earlier_studies))
     check.refuse_unreachable(study, path)
     session.refuse_other_study(study)
     study.folder.mkdir(parents=True, exist_ok=True)
     with session.locked(study.folder):
         url = storage or default_storage(study.folder)
         store = study_store.open_study(url, study.spec.name, session.fingerprint(study))
+        sources = [other.path for other in others]
+        session.refuse_other_sources(study, store, sources)
         count, hand_made = session.workers_as_before(study, store), _baselines(study)
         known = search.in_order(study_store.stored_records(store))
         extra = list(hand_made.values())
@@ -55,13 +81,14 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
             if crew:
                 crew.load(workers.lesson(study, bench, extra))
             bench.facts["teacher"] |= objective.teacher_latency(bench)  # while the workers wait
-            session.write_facts(study, bench, count)
-            console.print(_introduction(bench), highlight=False)
+            facts = session.write_facts(study, bench, count)
+            taken = session.taken_as_before(study, store, sources, lambda: earlier.take(others, study, facts, extra))
+            console.print("\n".join([_introduction(bench), *taken.said]), markup=False, highlight=False)
 
             def alone(order: Order) -> records.Measurement:
                 return records.measured(objective.evaluate, order, bench, display.progress)
 
-            around, evaluate = _surroundings(study, bench, hand_made, count), crew.evaluate if crew else alone
+            around, evaluate = _surroundings(study, bench, hand_made, taken, count), crew.evaluate if crew else alone
             display.reckons(around.work, around.keep)
             try:
                 search.search(store, around, evaluate, display, count + 1 if crew else 1)  # one is asked for before it is needed
@@ -186,7 +213,7 @@ def _so_far(study: Study) -> dict[str, str]:
     return {"so far": remarks.so_far(folder.records, seconds / folder.facts.get("workers", 1), flops)}
 
 
-def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate], count: int) -> search.Surroundings:
+def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate], taken: Taken, count: int) -> search.Surroundings:
     return search.Surroundings(
         study.spec.search,
         study.space,
@@ -195,9 +222,10 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate], c
         study.folder,
         lambda record: dashboard.note(record, bench.facts),
         hand_made,
-        guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative),
+        [*taken.starts, *guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative)],
         rungs.at(study.spec.search.rungs, study.spec.proxy.steps),
         objective.least_accuracy(bench),
+        taken.by_key,
         budget.work(study.spec, bench.facts),
         finals.keeper(study, bench.facts, len(hand_made), count),
     )

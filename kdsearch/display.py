@@ -9,7 +9,7 @@ from rich.markup import escape
 from kdsearch import budget
 from kdsearch.budget import Work
 from kdsearch.candidate import Candidate, from_dict
-from kdsearch.records import COMPLETE, FAILED, STOPPED, Record
+from kdsearch.records import COMPLETE, FAILED, STOPPED, Record, own
 from kdsearch.study_file import Search
 
 QUIET_SECONDS = 10.0
@@ -93,18 +93,19 @@ class Display:
 
     def expected(self) -> int:
         """About how many trials there will be, at the pace so far."""
+        done = len(own(self.known))
         used = max(self.searched(), 1.0) / (self.plan.minutes * 60 - self.kept)
         if self.plan.flops is not None and self.plan.flops > self.work.teacher:
             used = max(used, budget.trained_flops(self.known, self.work) / (self.plan.flops - self.work.teacher))
-        guess = int(len(self.known) / used)
-        guess = max(guess, len(self.known) + len(self.running))
-        return min(guess, self.plan.trials) if self.plan.trials else guess
+        guess = int(done / used)
+        guess = max(guess, done + len(self.running))
+        return len(self.known) - done + (min(guess, self.plan.trials) if self.plan.trials else guess)
 
 
 def line(record: Record) -> str:
     """A trial in one line."""
     found, candidate = record.measurement, from_dict(record.candidate)
-    head = f"trial {record.trial:>3}  "
+    head = f"trial {record.trial:>3}  {f'({record.imported_from})  ' if record.imported_from else ''}"
     words = f"{in_words(candidate)}{f'  [baseline {record.baseline}]' if record.baseline else ''}"
     if record.duplicate_of is not None:
         return f"{head}the same student as trial {record.duplicate_of}: not trained again"

@@ -1,7 +1,8 @@
 """What the user can mend."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -10,6 +11,23 @@ class UserError(Exception):
     def __init__(self, messages: str | Sequence[str]) -> None:
         self.messages = [messages] if isinstance(messages, str) else list(messages)
         super().__init__("\n".join(self.messages))
+
+
+def all_of(*calls: Callable[[], Any]) -> list[Any]:
+    """What the calls give, in their order.
+
+    Raises:
+        UserError: the mistakes that any of them raised, together.
+    """
+    given, messages = [], []
+    for call in calls:
+        try:
+            given.append(call())
+        except UserError as error:
+            messages += error.messages
+    if messages:
+        raise UserError(messages)
+    return given
 
 
 def unknown(kind: str, value: object, known: Sequence[str]) -> str:

@@ -52,7 +52,8 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Record:
-    """One trial: what was proposed, what was found. ``baseline`` names a hand-made student that every report compares with."""
+    """One trial: what was proposed, what was found. ``baseline`` names a hand-made student that every report compares with,
+    ``imported_from`` the trial of another study that found it ("trial 3 of NAME")."""
 
     trial: int
     candidate: dict[str, Any]
@@ -60,6 +61,7 @@ class Record:
     seed: int
     baseline: str | None = None
     duplicate_of: int | None = None
+    imported_from: str | None = None
 
     @property
     def feasible(self) -> bool:
@@ -71,7 +73,7 @@ class Record:
         """Flat plain data: the contract of ``trials.jsonl`` and ``front.json``."""
         found = asdict(self.measurement)
         found["violations"] = list(self.measurement.violations)
-        head = {"trial": self.trial, "baseline": self.baseline, "duplicate_of": self.duplicate_of}
+        head = {"trial": self.trial, "baseline": self.baseline, "duplicate_of": self.duplicate_of, "imported_from": self.imported_from}
         return {**head, **found, "candidate": self.candidate, "seed": self.seed}
 
 
@@ -86,7 +88,13 @@ def from_dict(data: dict[str, Any]) -> Record:
         seed=data["seed"],
         baseline=data.get("baseline"),
         duplicate_of=data.get("duplicate_of"),
+        imported_from=data.get("imported_from"),
     )
+
+
+def own(found: Iterable[Record]) -> list[Record]:
+    """Those that this study found itself: what was imported cost it nothing."""
+    return [record for record in found if record.imported_from is None]
 
 
 def measured(evaluate: Callable[..., Measurement], *arguments: Any) -> Measurement:

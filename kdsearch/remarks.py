@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from kdsearch import budget
 from kdsearch.budget import LEAST_SEARCH, Spent, Work
-from kdsearch.records import COMPLETE, FAILED, STOPPED, Record
+from kdsearch.records import COMPLETE, FAILED, STOPPED, Record, own
 from kdsearch.study_file import Search, StudySpec
 
 
@@ -61,7 +61,7 @@ def so_far(known: Sequence[Record], seconds: float, flops: float) -> str:
 def on_effort(known: Sequence[Record], seconds: float, rate: float, work: Work) -> str | None:
     """Where ``seconds`` (of all workers together) went, and what the training's matrix products alone would take at ``rate`` FLOP/s, the
     machine's own in the precision that trains."""
-    done = [record.measurement for record in known if record.duplicate_of is None and record.measurement.stages]
+    done = [record.measurement for record in own(known) if record.duplicate_of is None and record.measurement.stages]
     if not done or seconds <= 0:
         return None
     stages = dict.fromkeys(stage for found in done for stage in found.stages)
@@ -89,7 +89,7 @@ def _on_front(known: Sequence[Record], spent: bool) -> str | None:
 
 def _on_budget(known: Sequence[Record], plan: Search, spent: Spent) -> str | None:
     minutes = (spent.seconds + spent.kept) / 60
-    used = [("minutes", minutes, plan.minutes), ("trials", len(known), plan.trials), ("flops", spent.flops, plan.flops)]
+    used = [("minutes", minutes, plan.minutes), ("trials", len(own(known)), plan.trials), ("flops", spent.flops, plan.flops)]
     full = [(name, value, most) for name, value, most in used if most is not None and value >= most]
     if not full:
         return None

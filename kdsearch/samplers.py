@@ -17,13 +17,14 @@ from kdsearch.study_file import Search
 MOST_FOR_GP = 100
 
 
-def sampler_for(plan: Search, place: int, unseen: int = 0) -> BaseSampler:
+def sampler_for(plan: Search, place: int, unseen: int = 0, given: bool = False) -> BaseSampler:
     """The sampler for a place of a search: the study's own, or for ``random_share`` of the places chance.
 
-    ``unseen``: how many of the trials before this one it does not see yet.
+    ``unseen``: how many of the trials before this one it does not see yet; ``given``: whether the trial has its parameters already, for
+    which gp need not fit a model for seconds.
     """
     seed = derived(plan.seed, place)
-    if derived(plan.seed, place, "random") < plan.random_share * 2**32:
+    if derived(plan.seed, place, "random") < plan.random_share * 2**32 or (given and kind(plan) == "gp"):
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

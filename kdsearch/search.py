@@ -21,7 +21,7 @@ from kdsearch import budget, records, search_space, study_store
 from kdsearch.budget import Work
 from kdsearch.candidate import Architecture, Candidate, from_dict
 from kdsearch.order import Order, seed_of
-from kdsearch.records import FAILED, Measurement, Record
+from kdsearch.records import COMPLETE, FAILED, Measurement, Record
 from kdsearch.rungs import Rungs
 from kdsearch.samplers import sampler_for
 from kdsearch.space_file import SearchSpace
@@ -47,7 +47,8 @@ class Watcher(Protocol):
 class Surroundings:
     """What the engine needs besides Optuna: the plan, the domains, the accuracy of guessing, the teacher's FLOPs, the study's folder, a
     trial's note, what is tried before chance (whole candidates, and parameters that the sampler completes), the rungs in steps, the
-    least accuracy of a student that is any use, how FLOPs are counted, and the seconds of the minutes to keep for what comes after."""
+    least accuracy of a student that is any use, by its key what another study has found of a student, how FLOPs are counted, and the
+    seconds of the minutes to keep for what comes after."""
 
     plan: Search
     space: SearchSpace
@@ -59,6 +60,7 @@ class Surroundings:
     starts: Sequence[dict[str, Any]] = ()
     rungs: Sequence[int] = ()
     least: float = 0.0
+    imported: dict[str, Record] = field(default_factory=dict)
     work: Work = field(default_factory=Work)
     keep: Callable[[Sequence[Record]], float] = budget.nothing_kept
 
@@ -183,12 +185,14 @@ def search(
 
 
 def _start(run: Session, asked: Asked, hands: Executor, objective: Objective) -> None:
-    """Evaluate a candidate; one that is known already, or runs already, is not trained again."""
+    """Evaluate a candidate; one that is known already, here or from another study, or runs already, is not trained again."""
     state = run.state
     if twin := state.twin(asked.candidate):
         run.settle(asked, _repeated(asked, twin))
     elif any(one.candidate.key() == asked.candidate.key() for one in state.running.values()):
         state.held.append(asked)
+    elif found := _imported(run.around, asked):
+        run.settle(asked, found)
     else:
         state.running[hands.submit(records.measured, objective, _order(asked, seed_of(run.around.plan)))] = asked
 
@@ -209,14 +213,15 @@ def in_order(known: dict[int, Record]) -> list[Record]:
 
 
 def exhausted(state: State, around: Surroundings, seconds: float) -> bool:
-    """Whether the budget is used: minutes of search but for what is kept of them, number of trials, or nothing new left to propose.
+    """Whether the budget is used: minutes of search but for what is kept of them, number of trials but for those imported, or nothing new
+    left to propose.
 
     FLOPs are looked at where a trial is asked for: they, unlike the clock, end a search at the same trial in any number of sessions.
     """
     plan, known = around.plan, in_order(state.known)
     recent = known[-MOST_DUPLICATES_IN_A_ROW:]
     nothing_new = len(recent) == MOST_DUPLICATES_IN_A_ROW and all(record.duplicate_of is not None for record in recent)
-    enough = plan.trials is not None and len(state.known) + len(state.open) >= plan.trials
+    enough = plan.trials is not None and len(records.own(state.known.values())) + len(state.open) >= plan.trials
     return seconds + around.keep(known) >= plan.minutes * 60 or enough or nothing_new
 
 
@@ -231,9 +236,8 @@ def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> A
     before = [record for other, record in state.known.items() if other <= place - lag]
     if budget.used_up(before, around.plan, around.work):
         return None
-    if not waiting:
-        _enqueue_next(study, around)
-    study.sampler = OfTheSpace(sampler_for(around.plan, place, lag - 1), place - lag, place, around.least)
+    given = bool(waiting) or _enqueue_next(study, around)
+    study.sampler = OfTheSpace(sampler_for(around.plan, place, lag - 1, given), place - lag, place, around.least)
     trial = study.ask()
     with together(study):
         trial.set_user_attr("place", place)
@@ -254,8 +258,8 @@ def _order(asked: Asked, seed: int) -> Order:
     return Order(asked.candidate, seed, yardstick, Rungs() if yardstick else asked.rungs, timed=asked.timed)
 
 
-def _enqueue_next(study: optuna.Study, around: Surroundings) -> None:
-    """Queue the first baseline that was not queued yet, then the starts.
+def _enqueue_next(study: optuna.Study, around: Surroundings) -> bool:
+    """Queue the first baseline that was not queued yet, then the starts; whether there was one.
 
     A baseline need not lie in the space, so it is carried whole; a start has some parameters, and the sampler adds the rest.
     """
@@ -263,8 +267,11 @@ def _enqueue_next(study: optuna.Study, around: Surroundings) -> None:
     queued = {trial.user_attrs.get(kind) for trial in trials for kind in ("baseline", "start")}
     if following := next((name for name in around.baselines if name not in queued), None):
         study.enqueue_trial({}, user_attrs={"baseline": following, "candidate": around.baselines[following].to_dict()})
-    elif (number := next((number for number in range(len(around.starts)) if number not in queued), None)) is not None:
+        return True
+    number = next((number for number in range(len(around.starts)) if number not in queued), None)
+    if number is not None:
         study.enqueue_trial(around.starts[number], user_attrs={"start": number})
+    return number is not None
 
 
 def _proposal(trial: optuna.Trial, space: SearchSpace) -> Candidate:
@@ -276,7 +283,19 @@ def _proposal(trial: optuna.Trial, space: SearchSpace) -> Candidate:
 
 
 def _repeated(asked: Asked, twin: Record) -> Record:
-    return replace(twin, trial=asked.trial.number, candidate=asked.candidate.to_dict(), baseline=asked.baseline, duplicate_of=twin.trial)
+    return replace(_asked_here(asked, twin), duplicate_of=twin.trial, imported_from=None)
+
+
+def _imported(around: Surroundings, asked: Asked) -> Record | None:
+    """What another study has found of a candidate; a yardstick counts only when it was trained to the end there."""
+    found = around.imported.get(asked.candidate.key())
+    if found is None or (asked.baseline is not None and found.measurement.state != COMPLETE):
+        return None
+    return _asked_here(asked, found)
+
+
+def _asked_here(asked: Asked, found: Record) -> Record:
+    return replace(found, trial=asked.trial.number, candidate=asked.candidate.to_dict(), baseline=asked.baseline)
 
 
 class _Here(Executor):

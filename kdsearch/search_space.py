@@ -1,4 +1,4 @@
-"""A space, walked: suggest(space, trial) --> Candidate, and every value, branch or shape that it may give.
+"""A space, walked: suggest(space, trial) --> Candidate, its inverse, and every value, branch or shape that it may give.
 
 A parameter is named by its key path, with the branch in it: ``distillation.kd.hard_weight`` exists in no other branch.
 """
@@ -7,12 +7,12 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from kdsearch.candidate import Architecture, Candidate, from_dict
 from kdsearch.errors import UserError
-from kdsearch.space_file import SCALARS, Choice, Float, Int, OneOf, SearchSpace, Tree
+from kdsearch.space_file import SCALARS, SECTIONS, Choice, Float, Int, OneOf, SearchSpace, Tree
 
 MOST_COMBINED, MOST_TOGETHER = 16, 2000
 
@@ -44,6 +44,21 @@ def suggest(space: SearchSpace, trial: Trial) -> Candidate:
 def sample(space: SearchSpace, pick: Callable[[str, Int | Float | Choice | OneOf], Any]) -> Candidate:
     """A candidate whose values are given by ``pick(name, domain)``; for a OneOf it gives the branch's name."""
     return _candidate({section: _sample(pick, section, value) for section, value in space.tree.items()})
+
+
+def parameters_of(space: SearchSpace, candidate: Candidate) -> tuple[dict[str, Any], list[str]]:
+    """The parameters by which a trial gets the same student (the inverse of suggest), and the sections in which the space does not have it.
+
+    A branch may be called otherwise than where the candidate comes from. What it leaves open is at the low end of its domain.
+    """
+    found, missing = dict[str, Any](), list[str]()
+    for section in SECTIONS:
+        values = next(_ways(section, space.tree.get(section, {}), candidate), None)
+        if values is None:
+            missing.append(section)
+        else:
+            found |= {name: _category(value) for name, value in values.items()}
+    return found, missing
 
 
 def smallest_shapes(space: SearchSpace) -> list[Architecture]:
@@ -182,6 +197,62 @@ def _smallest(domain: Any) -> Any:
 def _highest(domain: Int | Float | Choice | OneOf) -> Any:
     options = _options(domain)
     return max(options) if isinstance(domain, Int | Float) else options[0]
+
+
+def _ways(section: str, tree: Any, candidate: Candidate) -> Iterator[dict[str, Any]]:
+    """The values by which a section gives what the candidate has there: once, or for each branch that does, the one of its name first."""
+    own = _written_out(candidate)[section]
+    branches: Tree = tree.branches if isinstance(tree, OneOf) else {"": tree}
+    for branch in sorted(branches, key=lambda name: name != own.get("name")):
+        values = {section: branch} if branch else {}
+        if _read_off(f"{section}.{branch}" if branch else section, branches[branch], own, values):
+            given = _sample(lambda name, _, values=values: values[name], section, tree)
+            if _candidate({**candidate.to_dict(), section: given}).key() == candidate.key():
+                yield values
+
+
+def _written_out(candidate: Candidate) -> dict[str, dict[str, Any]]:
+    """A candidate with its defaults, in the form of a space: every term of the recipe stands under its name."""
+    told = asdict(candidate)
+    del told["distillation"]["terms"]
+    for term in candidate.distillation.terms:
+        told["distillation"][term.name] = {"weight": term.weight, "schedule": term.schedule, **dict(term.knobs)}
+    return told
+
+
+def _read_off(name: str, domain: Any, own: Any, values: dict[str, Any]) -> bool:
+    """Note the value of every parameter of a domain that gives what is written; False: there is none. Fixed values are not compared."""
+    match domain:
+        case Int() | Float() | Choice():
+            fitting = _fitting(domain, json.loads(json.dumps(own)))
+            values.update((name, value) for value in fitting[:1])
+            return bool(fitting)
+        case OneOf(branches):
+            branch = own.get("name") if isinstance(own, dict) else None
+            values[name] = branch
+            return branch in branches and _read_off(f"{name}.{branch}", branches[branch], own, values)
+        case dict():
+            inside = own if isinstance(own, dict) else {}
+            return all(_read_off(f"{name}.{key}", item, inside.get(key), values) for key, item in domain.items())
+    return True
+
+
+def _fitting(domain: Int | Float | Choice, own: Any) -> list[Any]:
+    """The values of a domain that say the same; of what is left open its ends or choices."""
+    match domain:
+        case Choice(options) if own is not None or None in options:
+            return [option for option in options if option == own]
+        case _ if own is None:
+            return _options(domain)
+        case Int(low, high, step):
+            return [int(own)] if _is_number(own) and low <= own <= high and (own - low) % step == 0 else []
+        case Float(low, high):
+            return [float(own)] if _is_number(own) and low <= own <= high else []
+    return []
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _suggest(trial: Trial, name: str, value: Any) -> Any:

@@ -4,9 +4,10 @@ A search is started again with the same file, days later or on a busier machine.
 the machine once decided stays as it was decided.
 """
 
+import hashlib
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from kdsearch import records, study_store, workers
+from kdsearch import earlier, records, study_store, workers
 from kdsearch.check import Study
+from kdsearch.earlier import Taken
 from kdsearch.errors import UserError
 from kdsearch.machine import accelerator, matrix_product_rate, use_precision
 from kdsearch.objective import Bench
@@ -24,6 +26,7 @@ from kdsearch.objective import Bench
 PACKAGES = ("kdsearch-distill", "torch", "transformers", "optuna", "datasets", "accelerate", "scikit-learn", "plotly")
 # What a study's trials depend on: a study is only resumed with these unchanged.
 IDENTITY = ("teacher", "task", "target", "limits", "proxy")
+EARLIER, EARLIER_FILE = "earlier studies", "earlier.json"
 SEARCHED_WITH = ("seed", "sampler", "random_share", "rungs", "eta", "startup_trials", "baselines")
 
 
@@ -56,6 +59,50 @@ def workers_as_before(study: Study, store: Any) -> int:
     return study.spec.search.workers or study_store.as_before(store, "workers", workers.count_for(study.spec))
 
 
+def refuse_other_sources(study: Study, store: Any, sources: Sequence[Path]) -> None:
+    """What is taken from earlier studies is settled before the first trial, since every later one depends on it.
+
+    Raises:
+        UserError: the study's trials were made without these studies, or with others; or one of them is the study itself.
+    """
+    if any(source.resolve() == study.folder.resolve() for source in sources):
+        raise UserError(f"--from: must name other studies; {study.folder} is this one, and goes on by itself; leave it out")
+    before = store.user_attrs.get(EARLIER, {}).get("studies", [])
+    if store.trials and sources and _named(sources) != before:
+        raise UserError(
+            f"--from: must name what the study's {len(store.trials)} trials started from: {', '.join(before) or 'no other study'}; "
+            "leave it out to go on with that, or start anew in another folder with --out"
+        )
+
+
+def taken_as_before(study: Study, store: Any, sources: Sequence[Path], take: Callable[[], Taken]) -> Taken:
+    """What the first session took from earlier studies, whatever has become of them; in the first session what ``take`` gives.
+
+    Raises:
+        UserError: what it took is not in the study's folder any more.
+    """
+    place, before = study.folder / EARLIER_FILE, store.user_attrs.get(EARLIER)
+    if before is None or (sources and not store.trials):
+        taken = take() if sources else Taken()
+        if sources:
+            text = taken.to_text()
+            records.write_text(place, text)
+            store.set_user_attr(EARLIER, {"studies": _named(sources), "key": _key(text)})
+        return taken
+    text = place.read_text(encoding="utf-8") if place.is_file() else ""
+    if _key(text) != before["key"]:
+        raise UserError(f"{place}: must be as the first session wrote it, since trials depend on it; restore it, or start anew with --out")
+    return earlier.from_text(text)
+
+
+def _named(sources: Sequence[Path]) -> list[str]:
+    return sorted({str(source.resolve()) for source in sources})
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """The study's folder for one process alone.
@@ -70,8 +117,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: another kdsearch is running this study; wait for it, or choose another folder with --out") from None
 
 
-def write_facts(study: Study, bench: Bench, count: int) -> None:
-    """study.json: what was searched, with what, on which machine, by how many workers."""
+def write_facts(study: Study, bench: Bench, count: int) -> dict[str, Any]:
+    """study.json: what was searched, with what, on which machine, by how many workers; its content."""
     precision = accelerator(study.spec.target.device).mixed_precision
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     on_cpu = study.spec.target.device == "cpu"
@@ -90,7 +137,8 @@ def write_facts(study: Study, bench: Bench, count: int) -> None:
     }
     # A later session does not time the teacher anew: its milliseconds stand beside those of the students that the first one timed.
     place = study.folder / "study.json"
-    earlier = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-    if earlier.get("teacher", {}).get("key") == bench.facts["teacher"]["key"]:
-        facts |= {name: earlier[name] for name in ("teacher", "rate") if name in earlier}
+    before = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    if before.get("teacher", {}).get("key") == bench.facts["teacher"]["key"]:
+        facts |= {name: before[name] for name in ("teacher", "rate") if name in before}
     records.write_text(place, json.dumps(facts, indent=2))
+    return json.loads(json.dumps(facts))

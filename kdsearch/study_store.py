@@ -141,7 +141,7 @@ def _close(study: optuna.Study, trial: FrozenTrial) -> None:
 def tell(study: optuna.Study, trial: optuna.Trial, record: Record, note: str, floor: float, teacher_flops: float) -> None:
     """Write all of a trial at once, then finish it: after a kill it is told from its record or was never there."""
     found = record.measurement
-    shown = {key: getattr(found, key) for key in SHOWN}
+    shown = {"imported_from": record.imported_from, **{key: getattr(found, key) for key in SHOWN}}
     kept = {"floor": floor, "teacher_flops": teacher_flops, "record": record.to_dict()}
     with together(study):
         if found.violations:

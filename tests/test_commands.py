@@ -1,7 +1,9 @@
-"""What the commands say on a study whose only trial, a baseline, breaks a limit, and what confirm does; the rest stands in test_readme."""
+"""What the commands say on a study whose only trial, a baseline, breaks a limit, what confirm does, and how a study
+starts from another; the rest stands in test_readme."""
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from kdsearch import commands
+from kdsearch import commands, records
+from kdsearch.candidate import from_dict
 from kdsearch.errors import UserError
 from kdsearch.order import Order
 from kdsearch.records import Measurement
@@ -221,3 +224,79 @@ def test_check_says_what_is_done_and_writes_nothing(searched: Path, capsys: pyte
 def test_flops_that_the_teacher_alone_uses_up_are_refused(searched: Path) -> None:
     with pytest.raises(UserError, match=r"search\.flops: must exceed those of the teacher's answers, .*; the value is 1e\+03; raise it"):
         commands.run_study(with_finalists(searched, "small"), overrides={"flops": 1e3})
+
+
+@pytest.fixture
+def other(searched: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study of the same teacher and data with another limit, a smaller space and another seed of its sampler."""
+    monkeypatch.setenv("KDSEARCH_CACHE", str(searched.parent / "cache"))
+    content = yaml.safe_load(searched.read_text())
+    space = tiny.space_content()
+    del space["distillation"]["one_of"]["minilmv2"]
+    tiny.write_yaml(searched.parent / "smaller.yaml", space)
+    return tiny.write_yaml(
+        searched.parent / "other.yaml",
+        {**content, "name": "other", "space": "smaller.yaml", "limits": {"latency_relative": None, "accuracy_relative": 0.5}},
+    )
+
+
+def trials_of(folder: Path) -> list[records.Record]:
+    return records.read(folder / "trials.jsonl")
+
+
+def test_a_run_takes_over_what_an_earlier_study_found(
+    searched: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated = []
+    evaluate = commands.objective.evaluate
+
+    def counted(order: Any, *rest: Any) -> records.Measurement:
+        evaluated.append(order.candidate.key())
+        return evaluate(order, *rest)
+
+    monkeypatch.setattr(commands.objective, "evaluate", counted)
+    before = {from_dict(one.candidate).key(): one for one in trials_of(searched.parent / "tiny")}
+    copy = Path(shutil.copytree(searched.parent / "tiny", tmp_path / "copy"))
+    commands.run_study(other, tmp_path / "first", overrides={"trials": 4}, earlier_studies=[copy])
+    said = capsys.readouterr().out
+    found = trials_of(tmp_path / "first")
+    imported = [one for one in found if one.imported_from]
+    assert f"from tiny: {len(imported)} trials imported" in said
+    assert f"{len(imported)} imported" in said
+    assert [one.baseline for one in imported][:3] == ["no-kd", "distilbert", "tinybert"]
+    for one in imported:
+        there = before[from_dict(one.candidate).key()].measurement
+        assert (one.measurement.accuracy, one.measurement.latency_relative) == (there.accuracy, there.latency_relative)
+        assert one.imported_from == f"trial {before[from_dict(one.candidate).key()].trial} of tiny"
+        assert len(one.measurement.violations) == 1
+    own = [one for one in found if one.imported_from is None]
+    assert len(own) == 4  # its first guesses are those of the earlier study
+    assert len(evaluated) == sum(one.duplicate_of is None for one in own) > 0
+    assert not set(evaluated) & set(before)
+    assert "imported" in (tmp_path / "first" / "report.html").read_text(encoding="utf-8")
+
+    # later sessions go on with what the first took, whatever has become of the other study
+    (copy / "trials.jsonl").write_text("")
+    commands.run_study(other, tmp_path / "first", overrides={"trials": 5}, earlier_studies=[copy])
+    shutil.rmtree(copy)
+    commands.run_study(other, tmp_path / "first", overrides={"trials": 6})
+    assert capsys.readouterr().out.count(f"from tiny: {len(imported)} trials imported") == 2
+    commands.run_study(other, tmp_path / "second", overrides={"trials": 6}, earlier_studies=[searched, searched.parent / "tiny"])
+    assert [one.candidate for one in trials_of(tmp_path / "first")] == [one.candidate for one in trials_of(tmp_path / "second")]
+
+
+def test_of_a_study_with_another_proxy_the_front_is_evaluated_first(
+    searched: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {**yaml.safe_load(other.read_text()), "proxy": {"steps": 2, "batch_tokens": 256}, "space": "space.yaml"}
+    longer = tiny.write_yaml(searched.parent / "longer.yaml", content)
+    copy = Path(shutil.copytree(searched.parent / "tiny", tmp_path / "copy"))
+    best = next(one.candidate for one in reversed(trials_of(copy)) if one.baseline is None)
+    (copy / "confirmed.json").write_text(json.dumps({"students": [{"candidate": best, "on_front": True}]}))
+    commands.run_study(longer, tmp_path / "out", overrides={"trials": 4}, earlier_studies=[copy])
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("from tiny: "))
+    assert "of its front tried first" in said
+    assert said.endswith("; proxy not the same")
+    found = trials_of(tmp_path / "out")
+    assert [one.imported_from for one in found] == [None] * 4
+    assert from_dict(found[3].candidate).key() == from_dict(best).key()

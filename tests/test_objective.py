@@ -191,7 +191,9 @@ def test_too_little_accuracy_breaks_a_limit_after_training(bench: objective.Benc
     candidate, found = narrow(Recipe("none")), {}
     for share in (0.01, 1.0):
         bench.facts["teacher"]["accuracy"] = 1.0
-        limited = replace(bench, spec=bench.spec.model_copy(update={"limits": Limits(latency_ms=1e6, latency_relative=None, accuracy_relative=share)}))
+        limited = replace(
+            bench, spec=bench.spec.model_copy(update={"limits": Limits(latency_ms=1e6, latency_relative=None, accuracy_relative=share)})
+        )
         found[share] = objective.evaluate(Order(candidate, 0), limited)
         assert found[share].state == COMPLETE
         assert len(found[share].violations) == 2

@@ -38,7 +38,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "search_spaces", place / "search_spaces")
     (place / "studies").mkdir()
     smoke = (ROOT / "studies" / "smoke.yaml").read_text(encoding="utf-8").replace("name: smoke", "name: quickstart")
-    (place / "studies" / "quickstart.yaml").write_text(smoke.replace("trials: 12", "trials: 5"), encoding="utf-8")
+    short = smoke.replace("trials: 12", "trials: 5")
+    (place / "studies" / "quickstart.yaml").write_text(short, encoding="utf-8")
+    faster = short.replace("name: quickstart", "name: faster").replace("latency_relative: 0.7", "latency_relative: 0.5")
+    (place / "studies" / "faster.yaml").write_text(faster, encoding="utf-8")
     done = run(place, "kdsearch run studies/quickstart.yaml")
     assert done.returncode == 0, done.stderr
     assert "Pareto front" in done.stdout
@@ -98,6 +101,18 @@ def test_the_study_folder_holds_what_the_readme_promises(workplace: Path) -> Non
     for row in [*front["front"], *map(json.loads, (folder / "trials.jsonl").read_text().splitlines())]:
         assert wanted | {"candidate", "seed", "reason"} <= set(row)
     assert [row["baseline"] for row in front["baselines"]] == ["no-kd", "distilbert", "tinybert"]
+
+
+def test_a_study_started_from_another_holds_its_trials(workplace: Path) -> None:
+    command = next(line for line in COMMANDS if "--from" in line)
+    done = run(workplace, command)
+    first = [json.loads(line) for line in (workplace / "studies" / "quickstart" / "trials.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (workplace / "studies" / "faster" / "trials.jsonl").read_text().splitlines()]
+    imported = [row for row in found if row["imported_from"]]
+    assert f"from quickstart: {len(imported)} trial" in done.stdout
+    assert {row["accuracy"] for row in imported} <= {row["accuracy"] for row in first}
+    assert [row["baseline"] for row in imported][:3] == ["no-kd", "distilbert", "tinybert"]
+    assert (workplace / "studies" / "faster" / "earlier.json").is_file()
 
 
 def test_run_again_trains_nothing(workplace: Path) -> None:
@@ -253,12 +268,13 @@ def test_all_mistakes_of_a_file_are_named_at_once_and_nothing_is_written(tmp_pat
         "limits: {latency_relative: -1}\nserach: {minutes: 1}\nproxy: {steps: many}\n"
     )
     before = sorted(tmp_path.rglob("*"))
-    done = run(tmp_path, "kdsearch run bad.yaml")
+    done = run(tmp_path, "kdsearch run bad.yaml --from nowhere")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    for words in ("did you mean 'search'", "lacks config.json", "unknown column 'text'", "latency_relative", "proxy.steps", "nowhere.yaml"):
+    files = ("nowhere: does not exist", "nowhere.yaml", "lacks config.json", "unknown column 'text'")
+    for words in (*files, "did you mean 'search'", "latency_relative", "proxy.steps"):
         assert words in done.stderr, done.stderr
-    assert len(mistakes(done.stderr)) == 6
+    assert len(mistakes(done.stderr)) == 7
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,3 +117,11 @@ def test_a_front_that_is_not_confirmed_is_told_as_such() -> None:
     assert said == "The front is by short distillations; `kdsearch confirm studies/x` trains its students in full, with seeds."
     assert remarks.on_confirmation(0, False, "studies/x") is None
     assert remarks.on_confirmation(3, True, "studies/x") is None
+
+
+def test_what_was_imported_uses_up_no_budget_and_took_no_time() -> None:
+    imported = [replace(record(trial), imported_from=f"trial {trial} of old") for trial in range(3)]
+    assert remarks.after_run([*imported, record(3)], Search(trials=2), 0.0) == []
+    assert remarks.after_run([*imported, record(3), record(4)], Search(trials=2), 0.0)[0].startswith("The budget is used up: 2 of 2 trials")
+    spent = replace(imported[0], measurement=replace(imported[0].measurement, stages={"training": 30.0}, flops=1.0, steps=1))
+    assert remarks.on_effort([spent], 60.0, 1e9, 1.0, 1) is None

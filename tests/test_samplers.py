@@ -49,3 +49,9 @@ def test_qmc_fills_the_space_more_evenly_than_chance_also_when_a_trial_is_asked_
 def test_a_sampler_of_one_s_own_that_is_none_is_the_user_s_to_mend(name: str, said: str) -> None:
     with pytest.raises(UserError, match=rf"search\.sampler: {name} .*{said}"):
         samplers.sampler_for(Search(sampler=name, random_share=0.0), 0)
+
+
+def test_gp_fits_no_model_for_a_trial_that_has_its_parameters() -> None:
+    """Importing a hundred trials would take it minutes; nsga2 counts generations, so that it must see them."""
+    kinds = [type(samplers.sampler_for(Search(sampler=name, random_share=0), 3, given=True)) for name in ("gp", "nsga2", "tpe")]
+    assert kinds == [optuna.samplers.RandomSampler, optuna.samplers.NSGAIISampler, optuna.samplers.TPESampler]

@@ -15,12 +15,40 @@ import pytest
 from kdsearch import budget, records, search, space_file, study_store
 from kdsearch.budget import Work
 from kdsearch.candidate import from_dict
+from kdsearch.order import Order
 from kdsearch.records import COMPLETE, FAILED, REFUSED, Measurement
 from kdsearch.samplers import sampler_for
 from kdsearch.study_file import Search
 from kdsearch.view import OfTheSpace
 from tests import fake_search
 from tests.fake_search import quiet_load
+
+PLAN = Search(sampler="tpe", trials=10, startup_trials=5, minutes=1000, rungs=())
+
+
+def earlier(folder: Path) -> tuple[list[dict], dict[str, records.Record]]:
+    """Parameters and records of a search of its own that had no baselines, as a later one takes them over."""
+    folder.mkdir()
+    study = study_store.open_study(f"sqlite:///{folder}/study.db", "fake", {})
+    plan = PLAN.model_copy(update={"seed": 5, "trials": 9})
+    found = search.search(study, fake_search.around(folder, plan), fake_search.objective, fake_search.Watcher())
+    kept = [record for record in found if record.duplicate_of is None and record.measurement.state != FAILED]
+    imported = {from_dict(one.candidate).key(): replace(one, imported_from=f"trial {one.trial} of earlier") for one in kept}
+    return [study.trials[one.trial].params for one in kept], imported
+
+
+def warm(folder: Path, starts: list[dict], imported: dict[str, records.Record], trials: int = 10, at_once: int = 1) -> list[records.Record]:
+    folder.mkdir(exist_ok=True)
+    study = study_store.open_study(f"sqlite:///{folder}/study.db", "fake", {})
+    cold = fake_search.around(folder, PLAN.model_copy(update={"trials": trials}), fake_search.BASELINES)
+    around = replace(cold, starts=starts, imported=imported)
+
+    def noted(order: Order) -> Measurement:
+        with (folder / "evaluated").open("a", encoding="utf-8") as stream:
+            stream.write(order.candidate.key() + "\n")
+        return fake_search.objective(order)
+
+    return search.search(study, around, noted, fake_search.Watcher(), at_once)
 
 
 def start(folder: Path, at_once: int, trials: int, flops: float) -> subprocess.Popen:
@@ -313,3 +341,84 @@ def test_trials_file_is_derived_from_the_storage(tmp_path: Path) -> None:
     (tmp_path / "trials.jsonl").write_text("torn")
     assert fake_search.run(tmp_path, 5) == found == records.read(tmp_path / "trials.jsonl")
     assert all(json.loads(row)["candidate"] for row in (tmp_path / "trials.jsonl").read_text().splitlines())
+
+
+def test_what_was_imported_is_told_and_never_evaluated_and_costs_no_trial(tmp_path: Path) -> None:
+    starts, imported = earlier(tmp_path / "earlier")
+    found = warm(tmp_path / "new", starts, imported)
+    told = [record for record in found if record.imported_from]
+    assert [from_dict(record.candidate).key() for record in told] == list(imported)
+    assert [(one.measurement, one.seed, one.imported_from) for one in told] == [
+        (one.measurement, one.seed, one.imported_from) for one in imported.values()
+    ]
+    assert len(found) - len(told) == 10
+    evaluated = (tmp_path / "new" / "evaluated").read_text().split()
+    assert not set(evaluated) & set(imported)
+    assert {record.measurement.state for record in told} == {COMPLETE, REFUSED}
+    study = quiet_load(tmp_path / "new")
+    for record in told:
+        trial = study.trials[record.trial]
+        assert trial.user_attrs["imported_from"] == record.imported_from
+        assert trial.params
+        assert (trial.state.name, trial.user_attrs["record"]) == ("COMPLETE", record.to_dict())
+    assert records.read(tmp_path / "new" / "trials.jsonl") == found
+
+
+def test_the_sampler_proposes_after_imports_what_it_would_after_the_same_evaluations(tmp_path: Path) -> None:
+    starts, imported = earlier(tmp_path / "earlier")
+
+    def proposed(folder: str, known: dict[str, records.Record], trials: int) -> list[dict]:
+        plan = PLAN.model_copy(update={"trials": trials})
+        study = study_store.open_study(f"sqlite:///{tmp_path / folder}.db", "fake", {})
+        around = replace(fake_search.around(tmp_path, plan), starts=starts, imported=known)
+        return [record.candidate for record in search.search(study, around, fake_search.objective, fake_search.Watcher())]
+
+    assert proposed("imported", imported, 6) == proposed("evaluated", {}, 6 + len(starts))
+
+
+def test_a_search_with_imports_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    given = earlier(tmp_path / "earlier")
+    whole = warm(tmp_path / "whole", *given)
+    for moment in (1, 4, 6):
+        study = study_store.open_study(f"sqlite:///{tmp_path}/parts.db", "fake", {})
+        around = replace(fake_search.around(tmp_path, PLAN, fake_search.BASELINES), starts=given[0], imported=given[1])
+
+        class Killed(fake_search.Watcher):
+            left = moment
+
+            def proposed(self, *_: object) -> None:
+                self.left -= 1
+                if self.left == 0:
+                    raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            search.search(study, around, fake_search.objective, Killed())
+    parts = search.search(study, around, fake_search.objective, fake_search.Watcher())
+    assert stable(parts) == stable(whole)
+
+
+def test_side_by_side_imports_are_told_in_their_places(tmp_path: Path) -> None:
+    given = earlier(tmp_path / "earlier")
+    found = [warm(tmp_path / name, *given, at_once=3) for name in "ab"]
+    assert stable(found[0]) == stable(found[1])
+    assert sum(record.imported_from is not None for record in found[0]) == len(given[1])
+
+
+@pytest.mark.parametrize("state", [COMPLETE, REFUSED])
+def test_a_baseline_is_imported_only_when_it_was_trained(tmp_path: Path, state: str) -> None:
+    candidate = fake_search.BASELINES["distilbert"]
+    known = Measurement(state, accuracy=0.77, latency_relative=0.5, reason="as recorded")
+    record = records.Record(4, candidate.to_dict(), known, 3, imported_from="trial 4 of earlier")
+    found = warm(tmp_path / "new", [], {candidate.key(): record}, 3)
+    assert [one.baseline for one in found[:3]] == list(fake_search.BASELINES)
+    assert (found[1].measurement == known, found[1].imported_from is not None) == (state == COMPLETE, state == COMPLETE)
+    evaluated = (tmp_path / "new" / "evaluated").read_text().split()
+    assert (candidate.key() in evaluated) == (state != COMPLETE)
+
+
+def test_a_student_that_was_imported_and_is_proposed_again_is_a_duplicate_of_this_study(tmp_path: Path) -> None:
+    (first, *_), imported = earlier(tmp_path / "earlier")
+    found = warm(tmp_path / "new", [first, first], imported, 5)
+    again = next(record for record in found if record.duplicate_of is not None)
+    assert found[again.duplicate_of].imported_from
+    assert (again.imported_from, again.measurement) == (None, found[again.duplicate_of].measurement)

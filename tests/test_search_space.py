@@ -10,11 +10,11 @@ from optuna.trial import FixedTrial
 from transformers import PretrainedConfig
 
 from kdsearch import check, cost, search_space, space_file, within
-from kdsearch.candidate import COMPOSITION, Architecture, Candidate
+from kdsearch.candidate import COMPOSITION, Architecture, Candidate, from_dict
 from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.mistakes import recipe_mistakes
 from kdsearch.errors import UserError
-from kdsearch.search_space import each_architecture, each_asked, each_branch, sample, smallest_shapes, suggest
+from kdsearch.search_space import each_architecture, each_asked, each_branch, parameters_of, sample, smallest_shapes, suggest
 from kdsearch.space_file import Choice, Float, Int, SearchSpace, parse
 from kdsearch.students.families import architecture_of, mistakes, narrow
 from tests import tiny
@@ -282,3 +282,64 @@ def test_a_branch_is_left_out_where_the_task_has_too_few_classes() -> None:
     assert search_space.for_classes(space, 2).content == space.content
     with pytest.raises(UserError, match=r"distillation: every branch needs more than the task's 2 classes"):
         search_space.for_classes(parse({"architecture": ARCHITECTURE, "distillation": {"one_of": {"dkd": DKD["one_of"]["dkd"]}}}), 2)
+
+
+def test_parameters_are_read_off_a_candidate_as_they_were_drawn(space: SearchSpace) -> None:
+    study = optuna_study()
+    for _ in range(30):
+        trial = study.ask()
+        proposed = from_dict(json.loads(json.dumps(suggest(space, trial).to_dict())))  # as a record tells it
+        params, missing = parameters_of(space, proposed)
+        assert missing == []
+        assert suggest(space, FixedTrial(params)).key() == proposed.key()
+
+
+def test_a_candidate_of_another_space_is_found_under_this_space_s_names() -> None:
+    shape, kd = {"layers": 3, "heads": 2, "head_size": 16, "ffn_ratio": 2.0}, {"kd": {"temperature": {"float": [1, 10]}}}
+    here = parse(
+        {
+            "architecture": {"one_of": {"wide": {**shape, "heads": 4}, "small": {**shape, "layers": {"int": [1, 5]}}}},
+            "distillation": {
+                "one_of": {
+                    "plain": {},
+                    "soft": {**kd, "hard_weight": {"float": [0, 1]}, "hidden_mse": {"weight": {"float": [0, 2]}}},
+                    "lists": {"cos": {"matching": {"choice": ["last", [[0, 1]]]}}},
+                }
+            },
+        }
+    )
+    there = {"architecture": shape, "distillation": {"name": "hinton", "hard_weight": 0.5, "kd": {"temperature": 2}}}
+    # what the recipe does not have is there with weight 0
+    expected = {
+        "architecture": "small",
+        "architecture.small.layers": 3,
+        "distillation": "soft",
+        "distillation.soft.kd.temperature": 2.0,
+        "distillation.soft.hard_weight": 0.5,
+        "distillation.soft.hidden_mse.weight": 0.0,
+    }
+    assert parameters_of(here, from_dict(there)) == (expected, [])
+    listed = {"architecture": shape, "distillation": {"name": "lists", "cos": {"matching": [[0, 1]]}}}
+    assert parameters_of(here, from_dict(listed))[0]["distillation.lists.cos.matching"] == "[[0, 1]]"
+
+
+@pytest.mark.parametrize(
+    ("section", "changed"),
+    [
+        ("architecture", {"layers": 7}),
+        ("architecture", {"heads": 3}),
+        ("architecture", {"head_size": 32}),
+        ("architecture", {"ffn_ratio": 4.5}),
+        ("architecture", {"vocabulary": 500}),
+        ("initialization", {"layers": "last"}),
+        ("distillation", {"name": "none", "kd": {"temperature": 2.0}}),
+        ("distillation", {"name": "none", "hard_weight": 0.5}),
+        ("training", {"learning_rate": 0.1}),
+    ],
+)
+def test_a_candidate_that_a_space_does_not_have_is_named_by_its_section(section: str, changed: dict[str, Any]) -> None:
+    space = parse({"architecture": {**ARCHITECTURE, "layers": {"int": [2, 6], "step": 2}}, "training": {"learning_rate": 1e-3}})
+    inside = {"architecture": {"layers": 4, "heads": 2, "head_size": 16, "ffn_ratio": 2}, "training": {"learning_rate": 1e-3}}
+    assert parameters_of(space, from_dict(inside))[1] == []
+    assert parameters_of(space, from_dict({**inside, section: {**inside.get(section, {}), **changed}}))[1] == [section]
+    assert parameters_of(space, from_dict({**inside, "architecture": {**inside["architecture"], "layers": 3}}))[1] == ["architecture"]

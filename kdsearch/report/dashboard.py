@@ -28,6 +28,8 @@ def note(record: Record, facts: dict[str, Any]) -> str:
     """A trial's Markdown note: the candidate in words, what was measured beside the teacher, why it was not trained."""
     found, teacher = record.measurement, facts["teacher"]
     lines = [f"**{found.state}**{f', baseline {record.baseline}' if record.baseline else ''}"]
+    if record.imported_from:
+        lines.append(f"Imported: {record.imported_from} found this; it was not evaluated here.")
     if record.duplicate_of is not None:
         lines.append(f"The same student as trial {record.duplicate_of}; its result is used, it was not trained again.")
     if found.reason:

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdsearch import pareto
 from kdsearch.candidate import from_dict
-from kdsearch.records import COMPLETE, FAILED, REFUSED, STOPPED, Record
+from kdsearch.records import COMPLETE, FAILED, REFUSED, STOPPED, Record, own
 from kdsearch.report.study_folder import StudyFolder
 
 REFERENCE_LATENCY = 1.0  # the teacher's own: a student that is no faster adds nothing to the hypervolume
@@ -61,8 +61,8 @@ def rows(folder: StudyFolder) -> list[Row]:
     hand_made = [r for r in folder.records if r.baseline and r.measurement.state == COMPLETE and r.duplicate_of is None]
     return [
         _teacher_row(folder.facts["teacher"]),
-        *(_row(f"baseline {record.baseline}", record, {}) for record in hand_made if record.trial not in numbers),
-        *(_row(f"front, baseline {record.baseline}" if record.baseline else "front", record, chosen) for record in best),
+        *(_row(_role(record), record, {}) for record in hand_made if record.trial not in numbers),
+        *(_row(", ".join(filter(None, ("front", _role(record)))), record, chosen) for record in best),
     ]
 
 
@@ -109,10 +109,16 @@ def axes(found: Sequence[Record]) -> tuple[list[float], list[float]]:
 
 
 def counts(found: Sequence[Record]) -> dict[str, int]:
-    """Trials by how they ended; a duplicate is counted as that alone."""
+    """Trials by how they ended; a duplicate is counted as that alone. ``imported``, where some are, counts them once more."""
     fresh = [record.measurement.state for record in found if record.duplicate_of is None]
     ended = {state: fresh.count(state) for state in (COMPLETE, STOPPED, REFUSED, FAILED)}
-    return {**ended, "duplicates": len(found) - len(fresh)}
+    imported = len(found) - len(own(found))
+    return {**ended, "duplicates": len(found) - len(fresh), **({"imported": imported} if imported else {})}
+
+
+def _role(record: Record) -> str:
+    """What a record is beside a trial: a baseline, imported, both or neither."""
+    return ", ".join(filter(None, (record.baseline and f"baseline {record.baseline}", record.imported_from and "imported")))
 
 
 def _teacher_row(teacher: dict[str, Any]) -> Row:

@@ -58,6 +58,7 @@ def _lead(folder: StudyFolder) -> str:
     )
     ended = f"{counts[COMPLETE]} trained, {counts[STOPPED]} stopped at a rung, {counts[REFUSED]} refused before training"
     ended += f", {counts[FAILED]} failed"
+    ended += f" ({counts['imported']} of them imported)" if "imported" in counts else ""
     return f"Students of <b>{escape(str(teacher['model']))}</b> ({measured}): {ended}, {counts['duplicates']} proposed again."
 
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 import pytest
 from synthetic_study import candidate, trained, write_study
 
+from kdsearch import display
 from kdsearch.records import COMPLETE
-from kdsearch.report import front
+from kdsearch.report import dashboard, front, html
 
 
 class NoNoise:
@@ -49,6 +50,21 @@ def test_a_student_over_a_limit_is_never_on_the_front(tmp_path):
     study = write_study(tmp_path, [fast, over])
     assert [one["trial"] for one in front.document(study)["front"]] == [0]
     assert [(row.role, row.feasible) for row in front.rows(study)] == [("teacher", True), ("baseline whole", False), ("front", True)]
+
+
+def test_what_was_imported_is_marked_and_counted(tmp_path):
+    mine, theirs = trained(0, candidate(2, 4, "kd"), NoNoise()), trained(1, candidate(3, 4, "kd"), NoNoise())
+    yardstick = trained(2, candidate(1, 2, "none"), NoNoise(), baseline="no-kd", imported_from="trial 0 of old")
+    study = write_study(tmp_path, [mine, replace(theirs, imported_from="trial 5 of old"), yardstick])
+    assert {row.trial: row.role for row in front.rows(study) if row.trial is not None} == {
+        0: "front",
+        1: "front, imported",
+        2: "front, baseline no-kd, imported",
+    }
+    assert front.document(study)["counts"]["imported"] == 2
+    assert "3 trained, 0 stopped at a rung, 0 refused before training, 0 failed (2 of them imported)" in html.page(study)
+    assert "Imported: trial 5 of old found this; it was not evaluated here." in dashboard.note(study.records[1], study.facts)
+    assert display.line(study.records[1]).startswith("trial   1  (trial 5 of old)  accuracy ")
 
 
 def test_a_student_that_only_guesses_is_on_no_front_unless_all_do(tmp_path):
