@@ -1,8 +1,8 @@
 """What each command does, from files to files: the command line calls these, and so may a program."""
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,14 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
 
     Raises:
         UserError: a mistake in the input, another run of the same study, or a study made with other settings.
+        RuntimeError: the storage or the study's folder failed, or too many trials did; what was found is kept.
     """
     console, study = Console(soft_wrap=True), check.open_files(path, out, overrides)
     check.refuse_unreachable(study, path)
     session.refuse_other_study(study)
     study.folder.mkdir(parents=True, exist_ok=True)
-    with session.locked(study.folder):
-        url = storage or default_storage(study.folder)
+    url = storage or default_storage(study.folder)
+    with session.locked(study.folder), session.kept(study.folder, url):
         store = study_store.open_study(url, study.spec.name, session.fingerprint(study))
         count, hand_made = session.workers_as_before(study, store), _baselines(study)
         known = search.in_order(study_store.stored_records(store))
@@ -61,13 +62,11 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
                 return objective.evaluate(order, bench, display.progress)
 
             around = _surroundings(study, bench, hand_made)
-            try:
+            with _then_written(study.folder, store, console):
                 if crew is None:
                     search.search(store, around, evaluate, display)
                 else:
                     search.search(store, around, crew.evaluate, display, count + 1)  # one is asked for before it is needed
-            finally:
-                _write_results(study.folder, store, console)
     return study.folder
 
 
@@ -261,8 +260,20 @@ def _introduction(bench: Bench) -> str:
     )
 
 
+@contextmanager
+def _then_written(folder: Path, store: Any, console: Console) -> Iterator[None]:
+    """Write the results at the end, of a search that was interrupted too; what ended it is told, whatever its results meet."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            _write_results(folder, store, console)
+        raise
+    _write_results(folder, store, console)
+
+
 def _write_results(folder: Path, store: Any, console: Console) -> None:
-    """Everything that is made from the records; a search that was interrupted gets it too."""
+    """Everything that is made from the records."""
     loaded = study_folder.load(folder)
     records.write_text(folder / "front.json", json.dumps(front.document(loaded), indent=2))
     written = [folder / "trials.jsonl", folder / "front.json", write_guideline(folder), html.write(loaded)]

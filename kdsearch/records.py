@@ -121,12 +121,18 @@ def write(path: Path, records: Iterable[Record]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's text in one step, so that a kill leaves the old text or the new one."""
+    """Replace a file's text in one step, so that a kill leaves the old text or the new one.
+
+    Raises:
+        OSError: it cannot be written; the error names the file.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk does not say which file it has no room for
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise

@@ -7,17 +7,20 @@ search that was killed sees its trials in the order of one that was not.
 import json
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from optuna.storages._rdb.models import NOT_FOUND_MSG
 from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from kdsearch import records
 from kdsearch.errors import UserError
 from kdsearch.records import FAILED, STOPPED, Measurement, Record
-from kdsearch.together import Storage, together
+from kdsearch.together import Storage, storage_of, together
 
 MADE_BY, SECONDS = "made by", "seconds searched"
 METRICS = ["accuracy", "log latency (relative to the teacher)"]
@@ -82,7 +85,57 @@ def backend(storage: str) -> Storage:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         event.listen(found.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=NORMAL"))
         found.engine.dispose()  # connections made before have not heard of it
+        file = Path(found.engine.url.database).absolute()
+        found.file = (file, file.stat().st_ino) if file.is_file() else None
     return found
+
+
+def trouble(error: Exception) -> str | None:
+    """What a storage said when it failed (its disk is full, its server is gone, a table is missing), in short; None of any other error."""
+    if isinstance(error, KeyError) and error.args == (NOT_FOUND_MSG,):
+        return "the study was deleted from it while the search ran"
+    cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
+    if not isinstance(cause, SQLAlchemyError):
+        return None
+    said = cause.orig if isinstance(cause, DBAPIError) else cause
+    return " ".join(str(said).split())[:200]
+
+
+def shown(storage: str) -> str:
+    """A storage's URL without its password."""
+    return make_url(storage).render_as_string()
+
+
+def refuse_moved(study: optuna.Study) -> None:
+    """SQLite goes on writing into a file that was deleted, and what it wrote is lost when it ends; here it is saved under its name again.
+
+    Raises:
+        RuntimeError: the file was moved or deleted since the storage was opened.
+    """
+    storage = storage_of(study)
+    if storage is None or storage.file is None:
+        return
+    path, inode = storage.file
+    there = path.stat().st_ino if path.exists() else None
+    if there == inode:
+        return
+    try:
+        if there is not None:
+            raise FileExistsError("another file has its name")
+        _save_as(storage, path)
+        then = "it is saved there again, and the same command goes on from it"
+    except (OSError, SQLAlchemyError) as error:
+        then = f"it cannot be saved there again ({trouble(error) or error}); put it back, and the same command goes on from it"
+    raise RuntimeError(f"storage {path}: was moved or deleted while the search ran; {then}")
+
+
+def _save_as(storage: Storage, path: Path) -> None:
+    aside = path.with_name(f"{path.name}.saved")
+    with storage.engine.connect() as connection:
+        connection.exec_driver_sql("VACUUM INTO ?", (str(aside),))
+    for end in ("-wal", "-shm"):  # what is left of the old file must not be read into the new one
+        Path(f"{path}{end}").unlink(missing_ok=True)
+    aside.replace(path)
 
 
 def as_before(study: optuna.Study, key: str, value: Any) -> Any:
@@ -139,7 +192,12 @@ def _close(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, record: Record, note: str, floor: float, teacher_flops: float) -> None:
-    """Write all of a trial at once, then finish it: after a kill it is told from its record or was never there."""
+    """Write all of a trial at once, then finish it: after a kill it is told from its record or was never there.
+
+    Raises:
+        RuntimeError: the storage's file was moved or deleted.
+    """
+    refuse_moved(study)
     found = record.measurement
     shown = {key: getattr(found, key) for key in SHOWN}
     kept = {"floor": floor, "teacher_flops": teacher_flops, "record": record.to_dict()}
