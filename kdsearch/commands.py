@@ -41,7 +41,7 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
     session.refuse_other_study(study)
     study.folder.mkdir(parents=True, exist_ok=True)
     url = storage or default_storage(study.folder)
-    with session.locked(study.folder), session.kept(study.folder, url):
+    with session.locked(study.folder), study_store.alone(url, study.spec.name), session.kept(study.folder, url):
         store = study_store.open_study(url, study.spec.name, session.fingerprint(study))
         count, hand_made = session.workers_as_before(study, store), _baselines(study)
         known = search.in_order(study_store.stored_records(store))

@@ -4,18 +4,23 @@ A trial has a *place*: the number it would have had if nothing had been interrup
 search that was killed sees its trials in the order of one that was not.
 """
 
+import hashlib
 import json
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from filelock import FileLock, Timeout
 from optuna.storages._rdb.models import NOT_FOUND_MSG
-from sqlalchemy import event
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from kdsearch import records
 from kdsearch.errors import UserError
@@ -43,9 +48,7 @@ def open_study(storage: str, name: str, facts: dict[str, Any]) -> optuna.Study:
         try:
             study = optuna.create_study(storage=backend(storage), study_name=name, directions=["maximize", "minimize"], load_if_exists=True)
         except (SQLAlchemyError, ImportError, ValueError, optuna.exceptions.OptunaError) as error:
-            raise UserError(
-                f"storage {storage}: cannot be opened ({' '.join(str(error).split())[:200]}); correct it with --storage"
-            ) from None
+            raise _closed(storage, error) from None
         # Optuna takes up a study of that name whatever it was made for, and whatever its directions are.
         if study.trials and study.user_attrs.get(MADE_BY) != "kdsearch":
             raise UserError(f"storage {storage}: its study '{name}' was not made by kdsearch; give this one another name or --storage")
@@ -53,6 +56,55 @@ def open_study(storage: str, name: str, facts: dict[str, Any]) -> optuna.Study:
         study.set_metric_names(METRICS)
     same_as_before(study, facts)
     return study
+
+
+@contextmanager
+def alone(storage: str, name: str) -> Iterator[None]:
+    """A storage for one controller: SQLite has one writer, so its file is locked for any study; of PostgreSQL the study of this name is.
+
+    Two controllers of one study would close each other's running trials. On MySQL and other servers nothing keeps a second one away.
+
+    Raises:
+        UserError: another kdsearch has it, or the storage cannot be opened.
+    """
+    with ExitStack() as held:
+        try:
+            url = make_url(storage)
+            file = _file_of(url)
+            if file and file.parent.is_dir():
+                held.enter_context(FileLock(file.with_name(f".{file.name}.lock"), timeout=0))
+            elif url.get_backend_name() == "postgresql" and not held.enter_context(_advisory_lock(url, name)):
+                raise UserError(
+                    f"storage {shown(storage)}: another kdsearch is running the study '{name}' in it; wait for it, or give this one another "
+                    "name"
+                )
+        except Timeout:
+            raise UserError(
+                f"storage {shown(storage)}: another kdsearch is writing to it, and SQLite has one writer; wait for it, or choose another "
+                "with --storage"
+            ) from None
+        except (SQLAlchemyError, ImportError, OSError) as error:
+            raise _closed(storage, error) from None
+        yield
+
+
+def _closed(storage: str, error: Exception) -> UserError:
+    return UserError(f"storage {shown(storage)}: cannot be opened ({' '.join(str(error).split())[:200]}); correct it with --storage")
+
+
+def _file_of(url: URL) -> Path | None:
+    """The file of an SQLite database; none of one in memory, or of a server's."""
+    plain = url.get_backend_name() == "sqlite" and url.database and not url.database.startswith((":memory:", "file:"))
+    return Path(str(url.database)).resolve() if plain else None
+
+
+@contextmanager
+def _advisory_lock(url: URL, name: str) -> Iterator[bool]:
+    """Whether PostgreSQL gave a lock of this name; it keeps it for as long as the connection lives."""
+    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+    key = int.from_bytes(hashlib.sha256(f"kdsearch {name}".encode()).digest()[:8], signed=True)
+    with engine.connect() as connection:
+        yield bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar())
 
 
 def same_as_before(study: optuna.Study, facts: dict[str, Any]) -> None:
@@ -85,8 +137,8 @@ def backend(storage: str) -> Storage:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         event.listen(found.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=NORMAL"))
         found.engine.dispose()  # connections made before have not heard of it
-        file = Path(found.engine.url.database).absolute()
-        found.file = (file, file.stat().st_ino) if file.is_file() else None
+        file = _file_of(found.engine.url)
+        found.file = (file, file.stat().st_ino) if file else None
     return found
 
 
@@ -103,7 +155,10 @@ def trouble(error: Exception) -> str | None:
 
 def shown(storage: str) -> str:
     """A storage's URL without its password."""
-    return make_url(storage).render_as_string()
+    try:
+        return make_url(storage).render_as_string()
+    except ArgumentError:
+        return storage
 
 
 def refuse_moved(study: optuna.Study) -> None:
