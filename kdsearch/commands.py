@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from transformers import AutoConfig
 
-from kdsearch import check, confirmed, estimate, objective, records, remarks, rungs, search, session, study_store, teacher, workers
+from kdsearch import check, confirmed, estimate, guard, objective, records, remarks, rungs, search, session, study_store, teacher, workers
 from kdsearch import export as exporting
 from kdsearch import guideline as guidelines
 from kdsearch.candidate import Candidate, from_dict
@@ -50,7 +50,7 @@ def run_study(path: Path, out: Path | None = None, storage: str | None = None, o
             Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0)) as display,
             workers.Workers(None, count, display.progress) if count > 1 else nullcontext() as crew,  # they import while this prepares
         ):
-            bench = objective.prepare(study.spec, study.space, study.base, extra, display.progress)
+            bench = _guarded(objective.prepare(study.spec, study.space, study.base, extra, display.progress), study, count)
             study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
             if crew:
                 crew.load(_lesson(study, bench, extra))
@@ -201,9 +201,14 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -
     )
 
 
+def _guarded(bench: Bench, study: Study, count: int) -> Bench:
+    """The bench with what each of so many processes may hold of the memory that is left after preparing."""
+    return replace(bench, most_bytes=guard.most_bytes(study.spec.search.trial_gigabytes, count))
+
+
 def _lesson(study: Study, bench: Bench, extra: list[Candidate]) -> workers.Lesson:
     precision = accelerator(study.spec.target.device).mixed_precision
-    return workers.Lesson(study.spec, study.space, study.base, extra, bench.facts, precision)
+    return workers.Lesson(study.spec, study.space, study.base, extra, bench.facts, precision, bench.most_bytes)
 
 
 def _with_steps(study: Study, steps: int | None) -> Study:
@@ -220,7 +225,7 @@ def _train_in_full(study: Study, folder: study_folder.StudyFolder, store: confir
     extra = [*{job.student.name: job.student.candidate for job in jobs}.values(), *_baselines(study).values()]
     with ExitStack() as open_until_done:
         display = open_until_done.enter_context(Display(console, study.spec.search))
-        bench = objective.prepare(study.spec, study.space, study.base, extra, display.progress)
+        bench = _guarded(objective.prepare(study.spec, study.space, study.base, extra, display.progress), study, count)
         threads = open_until_done.enter_context(search.callers(count))  # closed last: those that wait for a worker end when it does
         crew = open_until_done.enter_context(workers.Workers(_lesson(study, bench, extra), count, display.progress)) if count > 1 else None
 

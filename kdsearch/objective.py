@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from kdsearch import calibration, cost, inference, limits, starts, teacher
+from kdsearch import calibration, cost, guard, inference, limits, starts, teacher
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.distil import Lesson, TeacherOf, distil
 from kdsearch.distillation.knowledge import shapes_of, teacher_signals
@@ -52,7 +52,7 @@ class Bench:
     """What every trial of a study shares: the teacher, the rows, the teacher's cached outputs, and what is known of the teacher.
 
     ``reduces``: whether students of the space may have smaller vocabularies; their readings are made when first asked for, and kept.
-    ``quiet``: what is open while latency is timed; workers stop the others with it.
+    ``quiet``: what is open while latency is timed; workers stop the others with it. ``most_bytes``: of memory that the process may hold.
     """
 
     spec: StudySpec
@@ -67,6 +67,7 @@ class Bench:
     base: Path = Path()
     calibration: Calibration | None = None
     quiet: Callable[[], AbstractContextManager[object]] = nullcontext
+    most_bytes: float = math.inf
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -156,6 +157,7 @@ def evaluate(order: Order, bench: Bench, progress: Progress = silent) -> Measure
         return ended(counted, reason=reason)
     if messages := tokenised_otherwise(candidate, bench):
         return ended(counted, reason="; ".join(messages), violations=(*_excess(counted, bench), 1.0))
+    guard.refuse_large(counted.parameters or 0, _frozen(candidate, order, bench), bench.most_bytes)
     student = started(candidate, bench, order.seed)
     lap("building")
     if order.timed:
@@ -198,6 +200,12 @@ def _taught(
     return replace(timed, state=COMPLETE, **found, steps=steps, rungs=at_rung)
 
 
+def _frozen(candidate: Candidate, order: Order, bench: Bench) -> int:
+    """Parameters that are not trained: the word embeddings, unless they are."""
+    learn = (order.training or bench.spec.proxy).train_embeddings
+    return 0 if learn else cost.embeddings(narrow(bench.teacher.config, candidate.architecture))
+
+
 def started(candidate: Candidate, bench: Bench, seed: int) -> PreTrainedModel:
     """The untrained student, cut from the teacher or from the model that the candidate names in its place."""
     own, model = bench.reading(candidate.architecture.vocabulary), candidate.initialization.other_model
@@ -222,7 +230,7 @@ def train(
         raise UserError(messages)
     own = bench.reading(candidate.architecture.vocabulary)
     teacher_of = _told_on_its_own_tokens(bench) if own.changed else bench.outputs.batch
-    lesson = Lesson(own.rows, teacher_of, training, seed, bench.spec.target.device)
+    lesson = Lesson(own.rows, teacher_of, training, seed, bench.spec.target.device, lambda: guard.refuse_growth(bench.most_bytes))
     return len(distil(student, candidate, shapes_of(candidate.architecture, bench.teacher.config), lesson, goes_on))
 
 

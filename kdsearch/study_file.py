@@ -123,6 +123,8 @@ class Search(Section):
     that are drawn at random whatever the sampler, so that the guideline can compare.
     ``rungs``: shares of the proxy's steps after which a trial is stopped unless it is on the front or in the best 1/``eta`` there.
     ``workers``: processes that evaluate side by side; null is one for each core that computes, up to 8, and one on a GPU.
+    ``trial_gigabytes``: memory that a process which evaluates may hold, teacher and all; a student that needs more fails alone. Null is
+    each process's share of nine tenths of what is available when the search starts, in the container where there is one.
     """
 
     sampler: Annotated[str, AfterValidator(_sampler)] = "auto"
@@ -134,6 +136,7 @@ class Search(Section):
     startup_trials: Count = 10
     seed: Seed = 0
     workers: Count | None = None
+    trial_gigabytes: Positive | None = None
     baselines: bool = True
     max_failures_in_a_row: Count = 5
 

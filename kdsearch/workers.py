@@ -4,6 +4,7 @@ Small students gain nothing from a second thread (a step of 2 x 288 took 1.3 tim
 Each imports and loads once; what the teacher said is on disk and shared. A process that dies takes its trial with it and is replaced.
 """
 
+import math
 import multiprocessing
 import queue
 import signal
@@ -41,7 +42,8 @@ def count_for(spec: StudySpec) -> int:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a process needs to prepare its bench: the study's data, the candidates outside of its space, and what the main process found."""
+    """What a process needs to prepare its bench: the study's data, the candidates outside of its space, what the main process found, and
+    how many bytes of memory each may hold."""
 
     spec: StudySpec
     space: SearchSpace
@@ -49,6 +51,7 @@ class Lesson:
     extra: list[Candidate]
     facts: dict[str, Any]
     precision: str
+    most_bytes: float = math.inf
 
 
 class Gate:
@@ -231,7 +234,7 @@ def _work(connection: Connection, threads: int, folder: Path, number: int, count
         except Exception as error:
             connection.send(f"{type(error).__name__}: {error}")
             return
-        bench = replace(bench, quiet=gate.quiet)
+        bench = replace(bench, quiet=gate.quiet, most_bytes=lesson.most_bytes)
         connection.send(None)
         while True:
             order = connection.recv()

@@ -23,15 +23,23 @@ CALIBRATION_BATCHES = 4
 TeacherOf = Callable[[frozenset[str], Batch], dict[str, Tensor]]
 
 
+def unguarded() -> None:
+    """Any memory may be taken."""
+
+
 @dataclass(frozen=True)
 class Lesson:
-    """What every student of a study is taught with: the rows, what the teacher said on them, how long, in which order, and where."""
+    """What every student of a study is taught with: the rows, what the teacher said on them, how long, in which order, and where.
+
+    ``guard`` is asked in the middle of every step, where it holds most, whether that is too much memory; it raises if it is.
+    """
 
     rows: Pool
     teacher_of: TeacherOf
     training: Training
     seed: int
     device: str
+    guard: Callable[[], None] = unguarded
 
 
 def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesson: Lesson, goes_on: GoesOn = always) -> list[float]:
@@ -61,6 +69,7 @@ def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesso
         of_student, of_teacher = composition.wanted(progress)
         loss = composition(observe(student, batch, of_student), lesson.teacher_of(of_teacher, batch), batch, progress)
         watch.see(composition.means, progress, step)
+        lesson.guard()
         return loss
 
     schedule = Schedule(training.steps, candidate.training.learning_rate, training.warmup)
