@@ -1,14 +1,19 @@
 """What the commands say on a study whose only trial, a baseline, breaks a limit, and what confirm does; the rest stands in test_readme."""
 
 import json
-from collections.abc import Iterator
+import multiprocessing
+import sqlite3
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kdsearch import commands
+from kdsearch import commands, records, study_store
+from kdsearch.display import Display
 from kdsearch.errors import UserError
 from tests import tiny
 
@@ -137,3 +142,42 @@ def test_there_is_nothing_to_confirm_on_an_empty_front(studied: Path) -> None:
     with pytest.raises(UserError, match=r"front to confirm; the front is empty \(1 trials\); go on with 'kdsearch run'"):
         commands.confirm_study(studied)
     assert not (studied.parent / "tiny" / "confirmed.jsonl").exists()
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_storage_that_fails_is_told_and_not_what_its_results_meet_then(
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
+    plan = {"trials": 5, "startup_trials": 1, "rungs": [], "workers": count}
+    path, database = tiny.write_yaml(tmp_path / "study.yaml", {**tiny.study(tmp_path), "search": plan}), tmp_path / "tiny" / "study.db"
+
+    def execute(statement: str) -> None:
+        with closing(sqlite3.connect(database, timeout=60)) as connection:
+            connection.execute(statement)
+
+    def fails(display: Display, record: records.Record, known: Sequence[records.Record]) -> None:
+        execute("ALTER TABLE study_user_attributes RENAME TO gone")  # what the results read, too
+        found(display, record, known)
+
+    found = Display.found
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "found", fails)
+        with pytest.raises(RuntimeError, match=rf"storage sqlite:///{database}: no such table: study_user_attributes; finished trials are"):
+            commands.run_study(path)
+    assert not multiprocessing.active_children()
+    before = records.read(database.with_name("trials.jsonl"))
+    execute("ALTER TABLE gone RENAME TO study_user_attributes")
+    commands.run_study(path)
+    after = records.read(database.with_name("trials.jsonl"))
+    assert len(after) == 5
+    assert after[: len(before)] == before
+    assert before
+
+
+def test_two_runs_in_two_folders_do_not_share_an_sqlite_file(studied: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{studied.parent / 'tiny' / 'study.db'}"
+    with study_store.alone(url, "tiny"), ThreadPoolExecutor(1) as elsewhere:
+        other = elsewhere.submit(commands.run_study, studied, tmp_path / "out", url)
+        with pytest.raises(UserError, match="another kdsearch is writing to it"):
+            other.result()

@@ -67,7 +67,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_search_goes_on_when_there_is_ro
     expected = fake_search.run(tmp_path / "whole", TRIALS, at_once=at_once)
     command = [sys.executable, "-c", UNTIL_FULL, str(tmp_path / "full"), str(at_once)]
     ended = None
-    for kilobytes in (900, 1100):  # the second finds the disk full again, after some trials more
+    for kilobytes in (400, 450):  # the second finds the disk full again, after some trials more
 
         def limited(most: int = kilobytes * 1024) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))

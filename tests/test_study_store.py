@@ -13,6 +13,7 @@ from kdsearch.errors import UserError
 from kdsearch.order import Order
 from kdsearch.records import COMPLETE, FAILED, Measurement
 from kdsearch.study_file import Search
+from kdsearch.together import storage_of
 from tests import fake_search, postgres
 from tests.fake_search import quiet_load
 from tests.test_search import stable
@@ -176,7 +177,10 @@ def test_of_postgresql_a_study_is_for_one_controller_and_the_server_may_go_away_
         with study_store.alone(server.url, "fake"), session.kept(folder, server.url):
             study = study_store.open_study(server.url, "fake", {})
             plan = Search(sampler="tpe", trials=8, startup_trials=5, minutes=1000)
-            return search.search(study, fake_search.around(folder, plan, fake_search.BASELINES), objective, fake_search.Watcher())
+            try:
+                return search.search(study, fake_search.around(folder, plan, fake_search.BASELINES), objective, fake_search.Watcher())
+            finally:
+                storage_of(study).engine.dispose()  # psycopg warns of connections that nobody closes
 
     def gone(order: Order) -> Measurement:
         server.stop()
