@@ -6,7 +6,7 @@ from torch import Tensor
 from kdsearch.distillation.composition import Composition
 from kdsearch.distillation.loop import DivergedError
 
-WILD, PATIENCE = 10.0, 20
+WILD, PATIENCE = 5.0, 10
 
 
 class Watch:
@@ -14,9 +14,11 @@ class Watch:
 
     r(t) = sum_k w_k(t) l_k(t) / sum_k w_k(t) max(u_k, f_k) over the losses k that count at step t: w_k(t) the weight at this moment, l_k
     the loss itself, u_k what guessing scores, f_k the loss of the first batch in which it counted. Weights that grow and stages that switch
-    change both sums alike, and a start that is already perfect is measured by guessing. Diverged is r > 10 for 20 steps in a row: a copy of
-    the teacher is wild for some steps while Adam learns how small its gradients are. A bounded loss (cos, dist) cannot tell, and what
-    became NaN or infinite the loop notices itself.
+    change both sums alike, and a start that is already perfect is measured by guessing. Diverged is r > 5 for 10 steps in a row: a copy of
+    the teacher is wild for some steps while Adam learns how small its gradients are.
+
+    What it cannot see: a loss that is bounded (cos, dist), and a student whose norms throw it back to guessing, where its loss is no larger
+    than that; a rung stops such students. What became NaN or infinite the loop notices itself.
     """
 
     def __init__(self, composition: Composition, steps: int) -> None:
