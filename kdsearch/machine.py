@@ -98,7 +98,7 @@ def _bf16_pays_on_cpu(size: int = 512, repeats: int = 3) -> bool:
 
 
 def held_memory() -> int:
-    """Bytes of memory that this process holds for itself; pages of files (the teacher's outputs) do not count, as the system can drop them."""
+    """Bytes of memory that this process holds for itself; pages of files (the teacher's outputs) do not count: the system may drop them."""
     found = _process(os.getpid()).memory_info()
     return found.rss - getattr(found, "shared", 0)
 
