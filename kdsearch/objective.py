@@ -34,6 +34,7 @@ from kdsearch.students.reading import Reading
 from kdsearch.students.vocabulary import Ranking
 from kdsearch.study_file import StudySpec, Training
 from kdsearch.target.latency import Latency, measure
+from kdsearch.target.memory import peak_bytes
 from kdsearch.tasks import data, metrics, pool
 from kdsearch.tasks.batches import Batch, collate
 from kdsearch.tasks.data import TaskData
@@ -136,7 +137,7 @@ def signals_of(space: SearchSpace, extra: list[Candidate], config: PretrainedCon
 
 
 def evaluate(order: Order, bench: Bench, progress: Progress = silent) -> Measurement:
-    """Cost, limits, build, latency, limits, distillation rung by rung, scores, limits.
+    """Cost, limits, build, memory, latency, limits, distillation rung by rung, scores, limits.
 
     What goes wrong in a stage is raised; the search records it and goes on.
     """
@@ -160,20 +161,32 @@ def evaluate(order: Order, bench: Bench, progress: Progress = silent) -> Measure
     guard.refuse_large(counted.parameters or 0, _frozen(candidate, order, bench), bench.most_bytes)
     student = started(candidate, bench, order.seed)
     lap("building")
-    if order.timed:
-        timed = replace(counted, **{name: getattr(order.timed, name) for name in LATENCY})
-    else:
-        with bench.quiet():
-            lap("waiting")
-            timed = _with_latency(counted, measure(student, bench.teacher, bench.spec.target, order.seed))
-        lap("latency")
-    timed = replace(timed, violations=_violations(timed, bench))
+    timed = _on_target(student, counted, order, bench, lap)
     if (reason := broken(timed, bench)) and not order.train_anyway:
         return ended(timed, reason=reason)
     found = _taught(student, order, timed, bench, lap, progress)
     if found.state == STOPPED:  # what accuracy it would have had is not known
         return ended(found)
     return ended(found, violations=_violations(found, bench), reason=broken(found, bench))
+
+
+def _on_target(student: PreTrainedModel, counted: Measurement, order: Order, bench: Bench, lap: Callable[[str], None]) -> Measurement:
+    """With its memory, where the study limits it, and its latency; what breaks a limit by its memory is not timed."""
+    found, target = counted, bench.spec.target
+    if bench.spec.limits.memory_megabytes is not None:
+        found = replace(found, memory_bytes=peak_bytes(student, target))
+        found = replace(found, violations=_violations(found, bench))
+        lap("memory")
+        if broken(found, bench) and not order.train_anyway:
+            return found
+    if order.timed:
+        found = replace(found, **{name: getattr(order.timed, name) for name in LATENCY})
+    else:
+        with bench.quiet():
+            lap("waiting")
+            found = _with_latency(found, measure(student, bench.teacher, target, order.seed))
+        lap("latency")
+    return replace(found, violations=_violations(found, bench))
 
 
 def _taught(

@@ -91,12 +91,17 @@ class Target(Section):
 
 
 class Limits(Section):
-    """What a student must not exceed, checked on the untrained student; and the least share of the teacher's accuracy, after training."""
+    """What a student must not exceed, checked on the untrained student; and the least share of the teacher's accuracy, after training.
+
+    ``megabytes``: the saved weights. ``memory_megabytes``: the weights and what one forward pass on the target's batch holds at its peak,
+    measured only where it is limited.
+    """
 
     latency_ms: Positive | None = None
     latency_relative: Positive | None = None
     parameters: Count | None = None
     megabytes: Positive | None = None
+    memory_megabytes: Positive | None = None
     accuracy_relative: Annotated[float, Field(gt=0, le=1)] | None = None
 
 

@@ -75,8 +75,8 @@ def alone(storage: str, name: str) -> Iterator[None]:
                 held.enter_context(FileLock(file.with_name(f".{file.name}.lock"), timeout=0))
             elif url.get_backend_name() == "postgresql" and not held.enter_context(_advisory_lock(url, name)):
                 raise UserError(
-                    f"storage {shown(storage)}: another kdsearch is running the study '{name}' in it; wait for it, or give this one another "
-                    "name"
+                    f"storage {shown(storage)}: another kdsearch is running the study '{name}' in it; wait for it, or give this one "
+                    "another name"
                 )
         except Timeout:
             raise UserError(
@@ -118,10 +118,16 @@ def same_as_before(study: optuna.Study, facts: dict[str, Any]) -> None:
     for key, value in facts.items():
         if key not in study.user_attrs or not study.trials:  # before the first trial nothing depends on it
             study.set_user_attr(key, value)
-        elif json.dumps(study.user_attrs[key], sort_keys=True) != json.dumps(value, sort_keys=True):
+        elif _as_text(study.user_attrs[key]) != _as_text(value):
             messages.append(f"study '{study.study_name}': {key} differs from what its {len(study.trials)} trials were made with; {fix}")
     if messages:
         raise UserError(messages)
+
+
+def _as_text(value: Any) -> str:
+    """A setting as text; a key of a later version that is not used is as good as absent."""
+    used = {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
+    return json.dumps(used, sort_keys=True)
 
 
 def backend(storage: str) -> Storage:

@@ -63,6 +63,14 @@ def test_a_study_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
         study_store.open_study(url, "fake", {"space": 1, "teacher": "a"})
 
 
+def test_a_setting_of_a_later_version_that_is_not_used_changes_no_study(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    study_store.open_study(url, "fake", {"limits": {"parameters": 1}}).ask()
+    study_store.open_study(url, "fake", {"limits": {"parameters": 1, "memory_megabytes": None}})
+    with pytest.raises(UserError, match="limits differs"):
+        study_store.open_study(url, "fake", {"limits": {"parameters": 1, "memory_megabytes": 5.0}})
+
+
 def test_a_study_that_someone_else_made_is_refused(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     optuna.create_study(storage=url, study_name="fake").ask()
