@@ -158,3 +158,15 @@ def test_an_error_of_another_kind_or_place_stays_as_it_is(tmp_path: Path) -> Non
 
 def test_a_password_is_not_told() -> None:
     assert study_store.shown("postgresql://me:secret@server/studies") == "postgresql://me:***@server/studies"
+
+
+def test_a_disk_that_is_full_of_the_folder_s_files_is_told_as_the_folder(tmp_path: Path) -> None:
+    records.write_text(tmp_path / "trials.jsonl", "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(RuntimeError, match=f"folder {tmp_path}: File too large{GOES_ON}"), session.kept(tmp_path, "sqlite://"):
+            records.write_text(tmp_path / "trials.jsonl", "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("trials.jsonl", "old")]
