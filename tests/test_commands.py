@@ -171,16 +171,18 @@ def test_a_storage_that_fails_is_told_and_not_what_its_results_meet_then(
             connection.execute(statement)
 
     def fails(display: Display, record: records.Record, known: Sequence[records.Record]) -> None:
-        execute("ALTER TABLE study_user_attributes RENAME TO gone")  # what the results read, too
+        execute("ALTER TABLE study_user_attributes RENAME TO gone")
+        facts.rename(aside)  # without it no results can be written, which has a message of its own
         found(display, record, known)
 
-    found = Display.found
+    found, facts, aside = Display.found, database.with_name("study.json"), tmp_path / "aside.json"
     with monkeypatch.context() as patch:
         patch.setattr(Display, "found", fails)
         with pytest.raises(RuntimeError, match=rf"storage sqlite:///{database}: no such table: study_user_attributes; finished trials are"):
             commands.run_study(path)
     assert not multiprocessing.active_children()
     before = records.read(database.with_name("trials.jsonl"))
+    aside.rename(facts)
     execute("ALTER TABLE gone RENAME TO study_user_attributes")
     commands.run_study(path)
     after = records.read(database.with_name("trials.jsonl"))
