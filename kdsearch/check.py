@@ -237,7 +237,12 @@ def position_mistakes(right: dict[str, Any], space: SearchSpace) -> list[str]:
 def limit_mistakes(limits: study_file.Limits, space: SearchSpace, config: PretrainedConfig) -> list[str]:
     """Limits that not even the smallest student of the space can meet."""
     count = min(cost.parameters(narrow(config, shape)) for shape in search_space.smallest_shapes(space))
-    rows = [("parameters", limits.parameters, count), ("megabytes", limits.megabytes, cost.weight_bytes(count) / 1e6)]
+    weights = cost.weight_bytes(count) / 1e6  # of memory it needs more
+    rows = [
+        ("parameters", limits.parameters, count),
+        ("megabytes", limits.megabytes, weights),
+        ("memory_megabytes", limits.memory_megabytes, weights),
+    ]
     return [
         f"limits.{name}: the smallest student of the space has {value:,.4g}, above the limit {limit:,.4g}; raise it or widen the space"
         for name, limit, value in rows

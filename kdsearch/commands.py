@@ -1,8 +1,8 @@
 """What each command does, from files to files: the command line calls these, and so may a program."""
 
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,14 +54,15 @@ def run_study(
 
     Raises:
         UserError: a mistake in the input, another run of the same study, or a study made with other settings.
+        RuntimeError: the storage or the study's folder failed, or too many trials did; what was found is kept.
     """
     console = Console(soft_wrap=True)
     study, others = all_of(lambda: check.open_files(path, out, overrides), lambda: earlier.load(earlier_studies))
     check.refuse_unreachable(study, path)
     session.refuse_other_study(study)
     study.folder.mkdir(parents=True, exist_ok=True)
-    with session.locked(study.folder):
-        url = storage or default_storage(study.folder)
+    url = storage or default_storage(study.folder)
+    with session.locked(study.folder), study_store.alone(url, study.spec.name), session.kept(study.folder, url):
         store = study_store.open_study(url, study.spec.name, session.fingerprint(study))
         sources = [other.path for other in others]
         session.refuse_other_sources(study, store, sources)
@@ -74,7 +75,7 @@ def run_study(
             Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0)) as display,
             workers.Workers(None, count, display.progress) if count > 1 else nullcontext() as crew,  # they import while this prepares
         ):
-            bench = objective.prepare(study.spec, study.space, study.base, extra, display.progress)
+            bench = objective.guarded(objective.prepare(study.spec, study.space, study.base, extra, display.progress), count)
             study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
             if remark := remarks.on_teacher_flops(budget.work(study.spec, bench.facts).teacher, study.spec.search):
                 raise UserError(remark)
@@ -90,10 +91,8 @@ def run_study(
 
             around, evaluate = _surroundings(study, bench, hand_made, taken, count), crew.evaluate if crew else alone
             display.reckons(around.work, around.keep)
-            try:
+            with _then_written(store, around, console):
                 search.search(store, around, evaluate, display, count + 1 if crew else 1)  # one is asked for before it is needed
-            finally:
-                _write_results(store, around, console)
             plan = study.spec.search
             if plan.finalists and (todo := finals.jobs(study, study_folder.load(study.folder), plan.finalists, plan.finalist_seeds)):
                 finals.confirm(study, todo, lambda _: nullcontext((evaluate, count)), console)
@@ -261,8 +260,20 @@ def _introduction(bench: Bench) -> str:
     )
 
 
+@contextmanager
+def _then_written(store: Any, around: search.Surroundings, console: Console) -> Iterator[None]:
+    """Write the results at the end, of a search that was interrupted too; what ended it is told, whatever its results meet."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            _write_results(store, around, console)
+        raise
+    _write_results(store, around, console)
+
+
 def _write_results(store: Any, around: search.Surroundings, console: Console) -> None:
-    """Everything that is made from the records; a search that was interrupted gets it too."""
+    """Everything that is made from the records."""
     folder, plan = around.folder, around.plan
     loaded = study_folder.load(folder)
     records.write_text(folder / "front.json", json.dumps(front.document(loaded), indent=2))

@@ -81,7 +81,8 @@ def opened(study: Study, most: int, extra: list[Candidate], console: Console, mi
     count, everyone = min(most, len(missing)), [*{job.student.name: job.student.candidate for job in missing}.values(), *extra]
     with ExitStack() as until_done:
         display = until_done.enter_context(Display(console, study.spec.search))
-        bench = objective.in_full(objective.prepare(study.spec, study.space, study.base, everyone, display.progress), display.progress)
+        bench = objective.prepare(study.spec, study.space, study.base, everyone, display.progress)
+        bench = objective.guarded(objective.in_full(bench, display.progress), count)
         if count == 1:
             yield lambda order: records.measured(objective.evaluate, order, bench, display.progress), 1
         else:

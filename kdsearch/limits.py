@@ -28,6 +28,7 @@ def _limited(found: Measurement, limits: Limits, teacher_accuracy: float) -> lis
         "latency_relative": found.latency_relative,
         "parameters": found.parameters,
         "megabytes": found.bytes / 1e6 if found.bytes else None,
+        "memory_megabytes": found.memory_bytes / 1e6 if found.memory_bytes else None,
     }
     rows = []
     for name, limit in limits.model_dump().items():

@@ -1,10 +1,13 @@
-"""The processor that trains: its device and precision, its threads, and how fast it multiplies."""
+"""The machine that trains: its device and precision, its threads, how fast it multiplies, and its memory."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -92,3 +95,48 @@ def _bf16_pays_on_cpu(size: int = 512, repeats: int = 3) -> bool:
             runs.append(time.perf_counter() - start)
         seconds[dtype] = min(runs)
     return seconds[torch.bfloat16] * 1.2 < seconds[torch.float32]
+
+
+def held_memory() -> int:
+    """Bytes of memory that this process holds for itself; pages of files (the teacher's outputs) do not count: the system may drop them."""
+    found = _process(os.getpid()).memory_info()
+    return found.rss - getattr(found, "shared", 0)
+
+
+@cache
+def _process(number: int) -> psutil.Process:
+    return psutil.Process(number)
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that can be taken without swapping: what the machine has left, or less where a control group (a container's) leaves less."""
+    return min([psutil.virtual_memory().available, *_left_in_groups(root)])
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """Bytes that each memory group above this process leaves, of version 2 or 1 of control groups, its own first; none on other systems."""
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.is_file() else []:
+        _, kinds, name = line.split(":", 2)
+        if kinds == "":
+            top, files = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in kinds.split(","):
+            top, files = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        place = top / name.lstrip("/")
+        for group in (place, *place.parents):
+            left = _left_in(group, *files)
+            if left is not None:
+                yield left
+            if group == top:
+                break
+
+
+def _left_in(group: Path, limit: str, used: str, reclaimable: str) -> int | None:
+    """Limit - used + what the system can take back; None where there is no limit, or nothing can be read."""
+    try:
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return int((group / limit).read_text()) - int((group / used).read_text()) + int(stat.get(reclaimable, 0))
+    except (OSError, ValueError):  # "max" is no number
+        return None

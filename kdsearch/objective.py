@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from kdsearch import calibration, cost, inference, limits, starts, teacher
+from kdsearch import calibration, cost, guard, inference, limits, starts, teacher
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.distil import Lesson, TeacherOf, distil, rows_read
 from kdsearch.distillation.knowledge import shapes_of, teacher_signals
@@ -35,6 +35,7 @@ from kdsearch.students.reading import Reading
 from kdsearch.students.vocabulary import Ranking
 from kdsearch.study_file import StudySpec, Training
 from kdsearch.target.latency import CAREFUL, QUICK, Latency, measure
+from kdsearch.target.memory import peak_bytes
 from kdsearch.tasks import data, metrics, pool
 from kdsearch.tasks.batches import Batch, collate
 from kdsearch.tasks.data import TaskData
@@ -66,7 +67,7 @@ class Bench:
     """What every trial of a study shares: the teacher, the rows, the teacher's cached outputs, and what is known of the teacher.
 
     ``reduces``: whether students of the space may have smaller vocabularies; their readings are made when first asked for, and kept.
-    ``quiet``: what is open while latency is timed; workers stop the others with it.
+    ``quiet``: what is open while latency is timed; workers stop the others with it. ``most_bytes``: of memory that the process may hold.
     """
 
     spec: StudySpec
@@ -81,6 +82,7 @@ class Bench:
     base: Path = Path()
     calibration: Calibration | None = None
     quiet: Callable[[], AbstractContextManager[object]] = nullcontext
+    most_bytes: float = math.inf
     told: NDArray[np.int64] | None = None
 
     @property
@@ -152,6 +154,11 @@ def in_full(bench: Bench, progress: Progress = silent) -> Bench:
     return replace(bench, outputs=outputs, told=None)
 
 
+def guarded(bench: Bench, count: int) -> Bench:
+    """The same with what each of so many processes may hold of the memory that is left after preparing."""
+    return replace(bench, most_bytes=guard.most_bytes(bench.spec.search.trial_gigabytes, count))
+
+
 def _refuse_guessing(spec: StudySpec, facts: dict[str, Any]) -> None:
     """A teacher that is used as it is and answers no better than the largest class was made for other labels, or in another order."""
     accuracy, error, majority = facts["teacher"]["accuracy"], facts["teacher"]["accuracy_se"], facts["task"]["majority"]
@@ -175,7 +182,7 @@ def signals_of(space: SearchSpace, extra: list[Candidate], config: PretrainedCon
 
 
 def evaluate(order: Order, bench: Bench, progress: Progress = silent) -> Measurement:
-    """Cost, limits, build, latency, limits, distillation rung by rung, scores, limits.
+    """Cost, limits, build, memory, latency, limits, distillation rung by rung, scores, limits.
 
     What goes wrong in a stage is raised; the search records it and goes on.
     """
@@ -196,23 +203,36 @@ def evaluate(order: Order, bench: Bench, progress: Progress = silent) -> Measure
         return ended(counted, reason=reason)
     if messages := tokenised_otherwise(candidate, bench):
         return ended(counted, reason="; ".join(messages), violations=(*_excess(counted, bench), 1.0))
+    guard.refuse_large(counted.parameters or 0, _frozen(candidate, order, bench), bench.most_bytes)
     student = started(candidate, bench, order.seed)
     lap("building")
-    if order.timed:
-        timed = replace(counted, **{name: getattr(order.timed, name) for name in LATENCY})
-    else:
-        with bench.quiet():
-            lap("waiting")
-            effort = QUICK if order.training is None else CAREFUL
-            timed = _with_latency(counted, measure(student, bench.teacher, bench.spec.target, order.seed, effort))
-        lap("latency")
-    timed = replace(timed, violations=_violations(timed, bench))
+    timed = _on_target(student, counted, order, bench, lap)
     if (reason := broken(timed, bench)) and not order.train_anyway:
         return ended(timed, reason=reason)
     found = _taught(student, order, timed, bench, lap, progress)
     if found.state == STOPPED:  # what accuracy it would have had is not known
         return ended(found)
     return ended(found, violations=_violations(found, bench), reason=broken(found, bench))
+
+
+def _on_target(student: PreTrainedModel, counted: Measurement, order: Order, bench: Bench, lap: Callable[[str], None]) -> Measurement:
+    """With its memory, where the study limits it, and its latency; what breaks a limit by its memory is not timed."""
+    found, target = counted, bench.spec.target
+    if bench.spec.limits.memory_megabytes is not None:
+        found = replace(found, memory_bytes=peak_bytes(student, target))
+        found = replace(found, violations=_violations(found, bench))
+        lap("memory")
+        if broken(found, bench) and not order.train_anyway:
+            return found
+    if order.timed:
+        found = replace(found, **{name: getattr(order.timed, name) for name in LATENCY})
+    else:
+        with bench.quiet():
+            lap("waiting")
+            effort = QUICK if order.training is None else CAREFUL
+            found = _with_latency(found, measure(student, bench.teacher, target, order.seed, effort))
+        lap("latency")
+    return replace(found, violations=_violations(found, bench))
 
 
 def _taught(
@@ -239,6 +259,12 @@ def _taught(
     return replace(timed, state=COMPLETE, **found, steps=steps, rungs=at_rung)
 
 
+def _frozen(candidate: Candidate, order: Order, bench: Bench) -> int:
+    """Parameters that are not trained: the word embeddings, unless they are."""
+    learn = (order.training or bench.spec.proxy).train_embeddings
+    return 0 if learn else cost.embeddings(narrow(bench.teacher.config, candidate.architecture))
+
+
 def started(candidate: Candidate, bench: Bench, seed: int) -> PreTrainedModel:
     """The untrained student, cut from the teacher or from the model that the candidate names in its place."""
     own, model = bench.reading(candidate.architecture.vocabulary), candidate.initialization.other_model
@@ -263,7 +289,7 @@ def train(
         raise UserError(messages)
     own = bench.reading(candidate.architecture.vocabulary)
     teacher_of = _told_on_its_own_tokens(bench) if own.changed else _teacher_of(bench)
-    lesson = Lesson(own.rows, teacher_of, training, seed, bench.spec.target.device)
+    lesson = Lesson(own.rows, teacher_of, training, seed, bench.spec.target.device, lambda: guard.refuse_growth(bench.most_bytes))
     return len(distil(student, candidate, shapes_of(candidate.architecture, bench.teacher.config), lesson, goes_on))
 
 

@@ -21,8 +21,9 @@ class Measurement:
     Units: ``latency_*`` in milliseconds per batch, ``*_relative`` as a ratio to the teacher measured beside it, accuracy in [0, 1],
     ``divergence`` the mean KL(teacher || student) in nats on held-out text, ``log_loss`` that of the labels on validation,
     ``calibrated_divergence`` what of the divergence confidence and preference for a class do not explain, ``seconds`` of wall time,
-    ``parameters`` and ``flops`` (per forward pass of one batch) as counts, ``bytes`` of the saved weights; ``stages``: which part of
-    ``seconds`` went where. ``rungs``: the scores after so many ``steps``; a trial that was stopped at one has those of its last.
+    ``parameters`` and ``flops`` (per forward pass of one batch) as counts, ``bytes`` of the saved weights, ``memory_bytes`` at the peak of
+    a forward pass (only where the study limits it); ``stages``: which part of ``seconds`` went where. ``rungs``: the scores after so many
+    ``steps``; a trial that was stopped at one has those of its last.
     """
 
     state: str
@@ -42,6 +43,7 @@ class Measurement:
     parameters: int | None = None
     flops: float | None = None
     bytes: int | None = None
+    memory_bytes: int | None = None
     steps: int = 0
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
@@ -129,12 +131,18 @@ def write(path: Path, records: Iterable[Record]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's text in one step, so that a kill leaves the old text or the new one."""
+    """Replace a file's text in one step, so that a kill leaves the old text or the new one.
+
+    Raises:
+        OSError: it cannot be written; the error names the file.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk does not say which file it has no room for
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise

@@ -117,6 +117,27 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: another kdsearch is running this study; wait for it, or choose another folder with --out") from None
 
 
+@contextmanager
+def kept(folder: Path, storage: str) -> Iterator[None]:
+    """While open, trouble of the storage or of the study's folder (a full disk, a server or a folder that is gone) ends with one message.
+
+    Raises:
+        RuntimeError: where the trouble is, what was said, and how to go on.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = study_store.trouble(error)
+        if said is not None:
+            where = f"storage {study_store.shown(storage)}"
+        elif isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(folder):
+            where, said = f"folder {folder}", error.strerror
+        else:
+            raise
+        then = "finished trials are kept, and the same command goes on from there once it is mended"
+        raise RuntimeError(f"{where}: {said}; {then}") from error
+
+
 def write_facts(study: Study, bench: Bench, count: int) -> dict[str, Any]:
     """study.json: what was searched, with what, on which machine, by how many workers; its content."""
     precision = accelerator(study.spec.target.device).mixed_precision

@@ -94,12 +94,15 @@ class Limits(Section):
     """What a student must not exceed, checked on the untrained student; and the least share of the teacher's accuracy, after training.
 
     One that is no faster than its teacher is not looked for, unless ``latency_relative`` is raised, or null.
+    ``megabytes``: the saved weights. ``memory_megabytes``: the weights and what one forward pass on the target's batch holds at its peak,
+    measured only where it is limited.
     """
 
     latency_ms: Positive | None = None
     latency_relative: Positive | None = 1.0
     parameters: Count | None = None
     megabytes: Positive | None = None
+    memory_megabytes: Positive | None = None
     accuracy_relative: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
@@ -129,6 +132,8 @@ class Search(Section):
     that are drawn at random whatever the sampler, so that the guideline can compare.
     ``rungs``: shares of the proxy's steps after which a trial is stopped unless it is on the front or in the best 1/``eta`` there.
     ``workers``: processes that evaluate side by side; null is one for each core that computes, up to 8, and one on a GPU.
+    ``trial_gigabytes``: memory that a process which evaluates may hold, teacher and all; a student that needs more fails alone. Null is
+    each process's share of nine tenths of what is available when the search starts, in the container where there is one.
     """
 
     sampler: Annotated[str, AfterValidator(_sampler)] = "auto"
@@ -143,6 +148,7 @@ class Search(Section):
     startup_trials: Count = 10
     seed: Seed = 0
     workers: Count | None = None
+    trial_gigabytes: Positive | None = None
     baselines: bool = True
     max_failures_in_a_row: Count = 5
 

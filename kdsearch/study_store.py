@@ -4,20 +4,28 @@ A trial has a *place*: the number it would have had if nothing had been interrup
 search that was killed sees its trials in the order of one that was not.
 """
 
+import hashlib
 import json
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock, Timeout
+from optuna.storages._rdb.models import NOT_FOUND_MSG
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from kdsearch import records
 from kdsearch.errors import UserError
 from kdsearch.records import FAILED, STOPPED, Measurement, Record
-from kdsearch.together import Storage, together
+from kdsearch.together import Storage, storage_of, together
 
 MADE_BY, SECONDS = "made by", "seconds searched"
 METRICS = ["accuracy", "log latency (relative to the teacher)"]
@@ -40,9 +48,7 @@ def open_study(storage: str, name: str, facts: dict[str, Any]) -> optuna.Study:
         try:
             study = optuna.create_study(storage=backend(storage), study_name=name, directions=["maximize", "minimize"], load_if_exists=True)
         except (SQLAlchemyError, ImportError, ValueError, optuna.exceptions.OptunaError) as error:
-            raise UserError(
-                f"storage {storage}: cannot be opened ({' '.join(str(error).split())[:200]}); correct it with --storage"
-            ) from None
+            raise _closed(storage, error) from None
         # Optuna takes up a study of that name whatever it was made for, and whatever its directions are.
         if study.trials and study.user_attrs.get(MADE_BY) != "kdsearch":
             raise UserError(f"storage {storage}: its study '{name}' was not made by kdsearch; give this one another name or --storage")
@@ -50,6 +56,55 @@ def open_study(storage: str, name: str, facts: dict[str, Any]) -> optuna.Study:
         study.set_metric_names(METRICS)
     same_as_before(study, facts)
     return study
+
+
+@contextmanager
+def alone(storage: str, name: str) -> Iterator[None]:
+    """A storage for one controller: SQLite has one writer, so its file is locked for any study; of PostgreSQL the study of this name is.
+
+    Two controllers of one study would close each other's running trials. On MySQL and other servers nothing keeps a second one away.
+
+    Raises:
+        UserError: another kdsearch has it, or the storage cannot be opened.
+    """
+    with ExitStack() as held:
+        try:
+            url = make_url(storage)
+            file = _file_of(url)
+            if file and file.parent.is_dir():
+                held.enter_context(FileLock(file.with_name(f".{file.name}.lock"), timeout=0))
+            elif url.get_backend_name() == "postgresql" and not held.enter_context(_advisory_lock(url, name)):
+                raise UserError(
+                    f"storage {shown(storage)}: another kdsearch is running the study '{name}' in it; wait for it, or give this one "
+                    "another name"
+                )
+        except Timeout:
+            raise UserError(
+                f"storage {shown(storage)}: another kdsearch is writing to it, and SQLite has one writer; wait for it, or choose another "
+                "with --storage"
+            ) from None
+        except (SQLAlchemyError, ImportError, OSError) as error:
+            raise _closed(storage, error) from None
+        yield
+
+
+def _closed(storage: str, error: Exception) -> UserError:
+    return UserError(f"storage {shown(storage)}: cannot be opened ({' '.join(str(error).split())[:200]}); correct it with --storage")
+
+
+def _file_of(url: URL) -> Path | None:
+    """The file of an SQLite database; none of one in memory, or of a server's."""
+    plain = url.get_backend_name() == "sqlite" and url.database and not url.database.startswith((":memory:", "file:"))
+    return Path(str(url.database)).resolve() if plain else None
+
+
+@contextmanager
+def _advisory_lock(url: URL, name: str) -> Iterator[bool]:
+    """Whether PostgreSQL gave a lock of this name; it keeps it for as long as the connection lives."""
+    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+    key = int.from_bytes(hashlib.sha256(f"kdsearch {name}".encode()).digest()[:8], signed=True)
+    with engine.connect() as connection:
+        yield bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar())
 
 
 def same_as_before(study: optuna.Study, facts: dict[str, Any]) -> None:
@@ -63,10 +118,16 @@ def same_as_before(study: optuna.Study, facts: dict[str, Any]) -> None:
     for key, value in facts.items():
         if key not in study.user_attrs or not study.trials:  # before the first trial nothing depends on it
             study.set_user_attr(key, value)
-        elif json.dumps(study.user_attrs[key], sort_keys=True) != json.dumps(value, sort_keys=True):
+        elif _as_text(study.user_attrs[key]) != _as_text(value):
             messages.append(f"study '{study.study_name}': {key} differs from what its {len(study.trials)} trials were made with; {fix}")
     if messages:
         raise UserError(messages)
+
+
+def _as_text(value: Any) -> str:
+    """A setting as text; a key of a later version that is not used is as good as absent."""
+    used = {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
+    return json.dumps(used, sort_keys=True)
 
 
 def backend(storage: str) -> Storage:
@@ -82,7 +143,60 @@ def backend(storage: str) -> Storage:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         event.listen(found.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=NORMAL"))
         found.engine.dispose()  # connections made before have not heard of it
+        file = _file_of(found.engine.url)
+        found.file = (file, file.stat().st_ino) if file else None
     return found
+
+
+def trouble(error: Exception) -> str | None:
+    """What a storage said when it failed (its disk is full, its server is gone, a table is missing), in short; None of any other error."""
+    if isinstance(error, KeyError) and error.args == (NOT_FOUND_MSG,):
+        return "the study was deleted from it while the search ran"
+    cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
+    if not isinstance(cause, SQLAlchemyError):
+        return None
+    said = cause.orig if isinstance(cause, DBAPIError) else cause
+    return " ".join(str(said).split())[:200]
+
+
+def shown(storage: str) -> str:
+    """A storage's URL without its password."""
+    try:
+        return make_url(storage).render_as_string()
+    except ArgumentError:
+        return storage
+
+
+def refuse_moved(study: optuna.Study) -> None:
+    """SQLite goes on writing into a file that was deleted, and what it wrote is lost when it ends; here it is saved under its name again.
+
+    Raises:
+        RuntimeError: the file was moved or deleted since the storage was opened.
+    """
+    storage = storage_of(study)
+    if storage is None or storage.file is None:
+        return
+    path, inode = storage.file
+    there = path.stat().st_ino if path.exists() else None
+    if there == inode:
+        return
+    try:
+        if there is not None:
+            raise FileExistsError("another file has its name")
+        _save_as(storage, path)
+        then = "it is saved there again, and the same command goes on from it"
+    except (OSError, SQLAlchemyError) as error:
+        then = f"it cannot be saved there again ({trouble(error) or error}); put it back, and the same command goes on from it"
+    raise RuntimeError(f"storage {path}: was moved or deleted while the search ran; {then}")
+
+
+def _save_as(storage: Storage, path: Path) -> None:
+    aside = path.with_name(f"{path.name}.saved")
+    with storage.engine.connect() as connection:
+        connection.exec_driver_sql("VACUUM INTO ?", (str(aside),))
+    for end in ("-wal", "-shm"):  # what is left of the old file must not be read into the new one
+        Path(f"{path}{end}").unlink(missing_ok=True)
+    aside.replace(path)
 
 
 def as_before(study: optuna.Study, key: str, value: Any) -> Any:
@@ -139,7 +253,12 @@ def _close(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, record: Record, note: str, floor: float, teacher_flops: float) -> None:
-    """Write all of a trial at once, then finish it: after a kill it is told from its record or was never there."""
+    """Write all of a trial at once, then finish it: after a kill it is told from its record or was never there.
+
+    Raises:
+        RuntimeError: the storage's file was moved or deleted.
+    """
+    refuse_moved(study)
     found = record.measurement
     shown = {"imported_from": record.imported_from, **{key: getattr(found, key) for key in SHOWN}}
     kept = {"floor": floor, "teacher_flops": teacher_flops, "record": record.to_dict()}

@@ -7,6 +7,7 @@ trial. Inside :func:`together` they are one.
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -19,6 +20,7 @@ class Storage(optuna.storages.RDBStorage):
     """RDBStorage that holds parameters and attributes back while a block is open; a study's own must be new ones there."""
 
     held: list[Callable[[Any], None]] | None = None
+    file: tuple[Path, int] | None = None  # of SQLite, with its inode
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -73,5 +75,11 @@ class Storage(optuna.storages.RDBStorage):
 
 def together(study: optuna.Study) -> AbstractContextManager[None]:
     """While open, parameters and attributes of trials are held back, and then written in one transaction where the storage can."""
+    storage = storage_of(study)
+    return storage.holding() if storage else nullcontext()
+
+
+def storage_of(study: optuna.Study) -> Storage | None:
+    """The storage behind a study; None where it is not one of these."""
     storage = getattr(study._storage, "_backend", study._storage)
-    return storage.holding() if isinstance(storage, Storage) else nullcontext()
+    return storage if isinstance(storage, Storage) else None

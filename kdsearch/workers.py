@@ -4,6 +4,7 @@ Small students gain nothing from a second thread (a step of 2 x 288 took 1.3 tim
 Each imports and loads once; what the teacher said is on disk and shared. A process that dies takes its trial with it and is replaced.
 """
 
+import math
 import multiprocessing
 import queue
 import signal
@@ -45,7 +46,8 @@ def count_for(spec: StudySpec) -> int:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a process needs to prepare its bench: the study, the candidates outside of its space, and what the main process found."""
+    """What a process needs to prepare its bench: the study, the candidates outside of its space, what the main process found, and how many
+    bytes of memory each may hold."""
 
     spec: StudySpec
     space: SearchSpace
@@ -53,12 +55,13 @@ class Lesson:
     extra: list[Candidate]
     known: objective.Known
     precision: str
+    most_bytes: float = math.inf
 
 
 def lesson(study: Study, bench: Bench, extra: list[Candidate]) -> Lesson:
     """What the processes of a study need, which this process has prepared."""
     precision = accelerator(study.spec.target.device).mixed_precision
-    return Lesson(study.spec, study.space, study.base, extra, bench.known, precision)
+    return Lesson(study.spec, study.space, study.base, extra, bench.known, precision, bench.most_bytes)
 
 
 class Gate:
@@ -243,7 +246,7 @@ def _work(connection: Connection, threads: int, folder: Path, number: int, count
         except Exception as error:
             connection.send(f"{type(error).__name__}: {error}")
             return
-        bench = replace(bench, quiet=gate.quiet)
+        bench = replace(bench, quiet=gate.quiet, most_bytes=lesson.most_bytes)
         connection.send(None)
         while True:
             order = connection.recv()

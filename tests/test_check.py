@@ -212,6 +212,7 @@ def a_file_above(folder: Path) -> None:
         (None, {"space": "model"}, "study.yaml: space: 'model' is no file (looked in "),
         (None, {"limits": {"parameters": 100}}, "limits.parameters: the smallest student of the space has "),
         (None, {"limits": {"megabytes": 0.001}}, "limits.megabytes: the smallest student of the space has "),
+        (None, {"limits": {"memory_megabytes": 0.001}}, "limits.memory_megabytes: the smallest student of the space has "),
         (a_file_above, {"name": "results"}, "results is a file, not a folder; choose another with --out"),
     ],
 )

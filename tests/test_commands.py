@@ -2,9 +2,13 @@
 starts from another; the rest stands in test_readme."""
 
 import json
+import multiprocessing
 import re
 import shutil
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,9 @@ import numpy as np
 import pytest
 import yaml
 
-from kdsearch import commands, records
+from kdsearch import commands, records, study_store
 from kdsearch.candidate import from_dict
+from kdsearch.display import Display
 from kdsearch.errors import UserError
 from kdsearch.order import Order
 from kdsearch.records import Measurement
@@ -300,3 +305,58 @@ def test_of_a_study_with_another_proxy_the_front_is_evaluated_first(
     found = trials_of(tmp_path / "out")
     assert [one.imported_from for one in found] == [None] * 4
     assert from_dict(found[3].candidate).key() == from_dict(best).key()
+
+
+def test_trials_that_need_more_memory_than_the_study_gives_fail_and_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
+    plan = {"trials": 2, "workers": 1, "trial_gigabytes": 0.001}
+    commands.run_study(tiny.write_yaml(tmp_path / "study.yaml", {**tiny.study(tmp_path), "search": plan}))
+    found = records.read(tmp_path / "tiny" / "trials.jsonl")
+    assert [record.measurement.state for record in found] == [records.FAILED] * 2
+    said = capsys.readouterr().out
+    assert (
+        said.count("the 0.001 of a trial; a smaller student, fewer proxy.batch_tokens or workers, or a larger search.trial_gigabytes") == 2
+    )
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_storage_that_fails_is_told_and_not_what_its_results_meet_then(
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
+    plan = {"trials": 5, "startup_trials": 1, "rungs": [], "workers": count}
+    path, database = tiny.write_yaml(tmp_path / "study.yaml", {**tiny.study(tmp_path), "search": plan}), tmp_path / "tiny" / "study.db"
+
+    def execute(statement: str) -> None:
+        with closing(sqlite3.connect(database, timeout=60)) as connection:
+            connection.execute(statement)
+
+    def fails(display: Display, record: records.Record, known: Sequence[records.Record]) -> None:
+        execute("ALTER TABLE study_user_attributes RENAME TO gone")
+        facts.rename(aside)  # without it no results can be written, which has a message of its own
+        found(display, record, known)
+
+    found, facts, aside = Display.found, database.with_name("study.json"), tmp_path / "aside.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "found", fails)
+        with pytest.raises(RuntimeError, match=rf"storage sqlite:///{database}: no such table: study_user_attributes; finished trials are"):
+            commands.run_study(path)
+    assert not multiprocessing.active_children()
+    before = records.read(database.with_name("trials.jsonl"))
+    aside.rename(facts)
+    execute("ALTER TABLE gone RENAME TO study_user_attributes")
+    commands.run_study(path)
+    after = records.read(database.with_name("trials.jsonl"))
+    assert len(after) == 5
+    assert before
+    assert all(record in after for record in before)  # side by side the first may not be done first
+
+
+def test_two_runs_in_two_folders_do_not_share_an_sqlite_file(studied: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{studied.parent / 'tiny' / 'study.db'}"
+    with study_store.alone(url, "tiny"), ThreadPoolExecutor(1) as elsewhere:
+        other = elsewhere.submit(commands.run_study, studied, tmp_path / "out", url)
+        with pytest.raises(UserError, match="another kdsearch is writing to it"):
+            other.result()

@@ -1,7 +1,10 @@
 import itertools
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -69,3 +72,59 @@ print(machine.accelerator("cpu").mixed_precision)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [decided, decided]
+
+
+def test_memory_that_is_taken_is_held_and_pages_of_a_file_are_not(tmp_path: Path) -> None:
+    size = 64 * 2**20
+    (tmp_path / "pages").write_bytes(bytes(size))
+    before = machine.held_memory()
+    pages = np.memmap(tmp_path / "pages", mode="r")
+    assert pages.sum() == 0
+    assert abs(machine.held_memory() - before) < size / 4
+    taken = torch.ones(size // 4)
+    assert machine.held_memory() - before == pytest.approx(size, rel=0.25)
+    del taken
+
+
+MACHINE = 10**15  # more than any has
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "left"),
+    [
+        ("0::/", {"memory.max": "1000", "memory.current": "700", "memory.stat": "anon 500\ninactive_file 150"}, 450),
+        ("0::/a/b", {"a/memory.max": "1000", "a/memory.current": "700", "a/memory.stat": "", "a/b/memory.max": "max"}, 300),
+        (
+            "0::/a/b",
+            {
+                **{"a/memory.max": "1000", "a/memory.current": "700", "a/memory.stat": ""},
+                **{"a/b/memory.max": "500", "a/b/memory.current": "400", "a/b/memory.stat": ""},
+            },
+            100,
+        ),
+        ("0::/not/here", {"memory.max": "1000", "memory.current": "700", "memory.stat": ""}, 300),
+        ("0::/", {"memory.max": "max", "memory.current": "700", "memory.stat": ""}, MACHINE),
+        (
+            "3:cpu,cpuacct:/x\n2:memory:/x\n",
+            {
+                "memory/x/memory.limit_in_bytes": "1000",
+                "memory/x/memory.usage_in_bytes": "700",
+                "memory/x/memory.stat": "total_inactive_file 100",
+            },
+            400,
+        ),
+        (None, {}, MACHINE),
+    ],
+)
+def test_what_a_container_leaves_is_available(
+    groups: str | None, files: dict[str, str], left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if groups is not None:
+        (tmp_path / "proc" / "self").mkdir(parents=True)
+        (tmp_path / "proc" / "self" / "cgroup").write_text(groups)
+    for name, content in files.items():
+        place = tmp_path / "sys" / "fs" / "cgroup" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(content)
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=MACHINE))
+    assert machine.available_memory(tmp_path) == left

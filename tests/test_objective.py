@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from kdsearch import objective, space_file
+from kdsearch import guard, objective, records, space_file
 from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Term
 from kdsearch.distillation.distil import Lesson
 from kdsearch.distillation.knowledge import view
 from kdsearch.errors import UserError
+from kdsearch.machine import held_memory
 from kdsearch.order import Order, seed_of
-from kdsearch.records import COMPLETE, REFUSED
+from kdsearch.records import COMPLETE, FAILED, REFUSED
 from kdsearch.space_file import SearchSpace
 from kdsearch.students.build import build
 from kdsearch.study_file import Limits, StudySpec, Training
@@ -225,3 +227,58 @@ def test_both_stages_of_a_recipe_are_trained(bench: objective.Bench) -> None:
     assert torch.equal(first, second)
     assert not torch.equal(second, third)
     assert not torch.equal(third, fourth)
+
+
+def test_memory_is_measured_where_it_is_limited_and_what_takes_too_much_is_refused_untimed(bench: objective.Bench) -> None:
+    candidate = narrow(Recipe("none"))
+    assert objective.evaluate(Order(candidate, 0), bench).memory_bytes is None
+    found = {}
+    for megabytes in (1e-3, 1e3):
+        limited = replace(bench, spec=bench.spec.model_copy(update={"limits": Limits(latency_ms=1e6, memory_megabytes=megabytes)}))
+        found[megabytes] = objective.evaluate(Order(candidate, 0), limited)
+    few, many = found.values()
+    assert (few.state, few.latency_ms, many.state, few.memory_bytes) == (REFUSED, None, COMPLETE, many.memory_bytes)
+    assert few.bytes < few.memory_bytes
+    assert few.reason == f"memory_megabytes {few.memory_bytes / 1e6:.4g} exceeds the limit 0.001"
+    assert few.violations == (0.0, pytest.approx(few.memory_bytes / 1e3 - 1))
+    assert max(many.violations) < 0
+    yardstick = objective.evaluate(
+        Order(candidate, 0, True), replace(limited, spec=limited.spec.model_copy(update={"limits": Limits(memory_megabytes=1e-3)}))
+    )
+    assert yardstick.state == COMPLETE
+    assert yardstick.violations[0] > 0
+
+
+def test_a_student_that_needs_too_much_memory_fails_with_what_it_takes(bench: objective.Bench) -> None:
+    candidate, told = narrow(Recipe("kd", 0.5, (Term("kd"),))), []
+    for most in (1e6, held_memory() + 4e5, held_memory() + 1e10):  # less than is held; enough to build (0.3 MB), hardly to train; plenty
+        guarded, since = replace(bench, most_bytes=most), len(told)
+        found = records.measured(objective.evaluate, Order(candidate, 0), guarded, lambda *event: told.append(event))
+        if most < 1e7:
+            assert found.state == FAILED
+            assert re.match(r"TooMuchMemoryError: [\d,]+ parameters need at least .* GB to train, and beside the", found.reason or "")
+            assert len(told) == since
+    assert found.state == COMPLETE
+
+
+def test_memory_is_watched_while_a_student_trains(bench: objective.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, told = iter([0, 0, 0, 2e9]), []
+    monkeypatch.setattr(guard, "held_memory", lambda: next(held))
+    found = records.measured(
+        objective.evaluate, Order(narrow(Recipe("kd", 0.5, (Term("kd"),))), 0), replace(bench, most_bytes=1e9), lambda *e: told.append(e)
+    )
+    assert found.state == FAILED
+    assert found.reason is not None
+    assert found.reason.startswith("TooMuchMemoryError: the process holds 2 GB, more than the 1 of a trial; a smaller student, fewer")
+    assert len(told) == 1
+
+
+def test_a_gpu_that_is_full_fails_the_trial_alone(bench: objective.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = Order(narrow(Recipe("none")), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            objective, "distil", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+        )
+        found = records.measured(objective.evaluate, order, bench)
+    assert (found.state, found.reason) == (FAILED, "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
+    assert objective.evaluate(order, bench).state == COMPLETE

@@ -1,14 +1,22 @@
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import optuna
 import pytest
 
-from kdsearch import records, search_space, study_store
+from kdsearch import records, search, search_space, session, study_store
 from kdsearch.errors import UserError
 from kdsearch.order import Order
 from kdsearch.records import COMPLETE, FAILED, Measurement
-from tests import fake_search
+from kdsearch.study_file import Search
+from kdsearch.together import storage_of
+from tests import fake_search, postgres
 from tests.fake_search import quiet_load
+from tests.test_search import stable
 
 
 def test_a_trial_killed_between_its_record_and_its_end_is_told_not_run_again(tmp_path: Path) -> None:
@@ -53,6 +61,14 @@ def test_a_study_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
     study.ask()
     with pytest.raises(UserError, match="teacher differs"):
         study_store.open_study(url, "fake", {"space": 1, "teacher": "a"})
+
+
+def test_a_setting_of_a_later_version_that_is_not_used_changes_no_study(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    study_store.open_study(url, "fake", {"limits": {"parameters": 1}}).ask()
+    study_store.open_study(url, "fake", {"limits": {"parameters": 1, "memory_megabytes": None}})
+    with pytest.raises(UserError, match="limits differs"):
+        study_store.open_study(url, "fake", {"limits": {"parameters": 1, "memory_megabytes": 5.0}})
 
 
 def test_a_study_that_someone_else_made_is_refused(tmp_path: Path) -> None:
@@ -119,3 +135,74 @@ def test_trials_of_before_there_were_places_keep_their_numbers(tmp_path: Path) -
         record = records.Record(number, {}, Measurement(COMPLETE, accuracy=0.5), 0)
         study_store.tell(study, trial, record, "", 0.5, 1.0)
     assert list(study_store.stored_records(study)) == [0, 1]
+
+
+HOLDS = """
+import sys
+from kdsearch import study_store
+with study_store.alone(sys.argv[1], sys.argv[2]):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(storage: str, name: str) -> Iterator[None]:
+    """While open, another process has the storage; in the end it is killed."""
+    command, pipe = [sys.executable, "-c", HOLDS, storage, name], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parents[1]) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        yield
+        other.kill()
+
+
+def test_sqlite_is_for_one_controller_whatever_the_study_and_the_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.db").symlink_to(tmp_path / "study.db")
+    with held_elsewhere(f"sqlite:///{tmp_path}/study.db", "one"):
+        for url in (f"sqlite:///{tmp_path}/study.db", "sqlite:///study.db", "sqlite:///link.db"):
+            with pytest.raises(UserError, match=f"storage {url}: another kdsearch is writing to it, and SQLite has one writer; wait"):
+                study_store.alone(url, "other").__enter__()
+        for url in ("sqlite:///other.db", "sqlite://", "mysql://server/studies"):  # not this file; in memory; not guarded
+            with study_store.alone(url, "one"):
+                pass
+    with study_store.alone("sqlite:///study.db", "one"):  # its holder was killed
+        pass
+
+
+def test_a_folder_that_is_not_there_is_not_made_for_a_lock(tmp_path: Path) -> None:
+    with study_store.alone(f"sqlite:///{tmp_path}/absent/study.db", "one"):
+        assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.skipif(not postgres.INITDB or not find_spec("psycopg"), reason="needs PostgreSQL and psycopg")
+def test_of_postgresql_a_study_is_for_one_controller_and_the_server_may_go_away_for_a_while(tmp_path: Path) -> None:
+    whole, folder = fake_search.run(tmp_path / "whole", 8), tmp_path / "study"
+    folder.mkdir()
+
+    def run(objective: Callable[[Order], Measurement]) -> list[records.Record]:
+        with study_store.alone(server.url, "fake"), session.kept(folder, server.url):
+            study = study_store.open_study(server.url, "fake", {})
+            plan = Search(sampler="tpe", trials=8, startup_trials=5, minutes=1000)
+            try:
+                return search.search(study, fake_search.around(folder, plan, fake_search.BASELINES), objective, fake_search.Watcher())
+            finally:
+                storage_of(study).engine.dispose()  # psycopg warns of connections that nobody closes
+
+    def gone(order: Order) -> Measurement:
+        server.stop()
+        return fake_search.objective(order)
+
+    with postgres.server() as server:
+        with held_elsewhere(server.url, "fake"):
+            with pytest.raises(UserError, match="another kdsearch is running the study 'fake' in it; wait for it, or give this one"):
+                study_store.alone(server.url, "fake").__enter__()
+            with study_store.alone(server.url, "other"):
+                pass
+        with pytest.raises(RuntimeError, match=r"storage postgresql.*: .*; finished trials are kept, and the same command goes on"):
+            run(gone)
+        with pytest.raises(UserError, match="cannot be opened"):
+            run(fake_search.objective)
+        server.start()
+        assert stable(run(fake_search.objective)) == stable(whole)

@@ -102,6 +102,14 @@ def test_what_a_worker_raises_is_its_trial_s_reason(lesson: Lesson) -> None:
     assert "in fit" in (found.traceback or "")
 
 
+def test_a_worker_keeps_to_its_share_of_the_memory(lesson: Lesson) -> None:
+    with Workers(replace(lesson, most_bytes=1e6), 1) as crew:
+        found = crew.evaluate(Order(KD, 0))
+        assert crew.all[0].process.is_alive()
+    assert found.state == FAILED
+    assert (found.reason or "").startswith("TooMuchMemoryError")
+
+
 def test_while_one_is_quiet_the_others_stand_still(tmp_path: Path) -> None:
     steps, end = [0, 0], threading.Event()
 

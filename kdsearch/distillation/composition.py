@@ -46,6 +46,7 @@ class Composition(nn.Module):
         super().__init__()
         self.recipe, self.shapes, self.seed = recipe, shapes, seed
         self.terms = {term.name: term for term in recipe.terms}
+        self.means: dict[str, Tensor] = {}  # of the losses that counted last, over their batch
         self.units = {HARD: math.log(shapes.classes), **dict.fromkeys(self.terms, 1.0)}
         self.student_signals, self.teacher_signals = (self._signals(self.terms, of_teacher) for of_teacher in (False, True))
         wide, narrow = shapes.teacher.width, shapes.student.width
@@ -62,7 +63,8 @@ class Composition(nn.Module):
         """The loss of each row, given both models' signals and the share of the training that is done."""
         weights = self.weights(progress)
         values = {name: self.loss(name, student, teacher, batch, progress) for name in weights}
-        factors = self.factors(weights, {name: found.detach().mean() for name, found in values.items()})
+        self.means = {name: found.detach().mean() for name, found in values.items()}
+        factors = self.factors(weights, self.means)
         total = torch.zeros(len(batch.labels), device=batch.labels.device)
         for name, found in values.items():
             total = total + weights[name] * factors[name] * found
@@ -83,12 +85,15 @@ class Composition(nn.Module):
         now = {name: weight * SCHEDULES[schedule](progress) for name, (weight, schedule) in given.items()}
         return {name: weight for name, weight in now.items() if weight > 0 and self._in_stage(name, progress)}
 
+    def guessing(self, name: str) -> float:
+        """What a student scores in a loss that says the teacher's mean everywhere, as :meth:`loss` counts it."""
+        return 1.0 if self.recipe.scale == "guess" else self.units[name]
+
     def factors(self, weights: dict[str, float], means: dict[str, Tensor]) -> dict[str, Any]:
         """What balances the losses, given their means over the batch."""
         if self.recipe.balance == "fixed":
             return dict.fromkeys(weights, 1.0)
-        units = {name: 1.0 if self.recipe.scale == "guess" else self.units[name] for name in means}
-        inverse = {name: 1 / mean.clamp(min=NEARLY_NOTHING * units[name]) for name, mean in means.items()}
+        inverse = {name: 1 / mean.clamp(min=NEARLY_NOTHING * self.guessing(name)) for name, mean in means.items()}
         if self.recipe.balance == "equal":
             return {**inverse}
         logits = sum((weights[name] * means[name] for name in weights if name != HARD and self._of_prediction(name)), torch.zeros(()))

@@ -13,6 +13,7 @@ from kdsearch.distillation.composition import Composition
 from kdsearch.distillation.knowledge import Shapes
 from kdsearch.distillation.loop import GoesOn, Schedule, always, fit
 from kdsearch.distillation.signals import explicit_attention, observe
+from kdsearch.distillation.watch import Watch
 from kdsearch.machine import accelerator, threads, threads_for
 from kdsearch.students.families import family_of
 from kdsearch.study_file import Training
@@ -23,15 +24,23 @@ CALIBRATION_BATCHES = 4
 TeacherOf = Callable[[frozenset[str], Batch], dict[str, Tensor]]
 
 
+def unguarded() -> None:
+    """Any memory may be taken."""
+
+
 @dataclass(frozen=True)
 class Lesson:
-    """What every student of a study is taught with: the rows, what the teacher said on them, how long, in which order, and where."""
+    """What every student of a study is taught with: the rows, what the teacher said on them, how long, in which order, and where.
+
+    ``guard`` is asked in the middle of every step, where it holds most, whether that is too much memory; it raises if it is.
+    """
 
     rows: Pool
     teacher_of: TeacherOf
     training: Training
     seed: int
     device: str
+    guard: Callable[[], None] = unguarded
 
 
 def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesson: Lesson, goes_on: GoesOn = always) -> list[float]:
@@ -39,6 +48,9 @@ def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesso
 
     The seed decides the order of the rows, which is the same for every candidate. Word embeddings stay as they are unless
     ``training.train_embeddings``: they are most of a small student's parameters and what it inherits from the teacher.
+
+    Raises:
+        DivergedError: the loss is not finite, or stays far above what guessing scores.
     """
     training, helper = lesson.training, accelerator(lesson.device)
     composition = Composition(candidate.distillation, shapes, lesson.seed).to(helper.device)
@@ -47,14 +59,19 @@ def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesso
     # Labels alone learn nothing from text without labels.
     recipe = candidate.distillation
     share = training.transfer_share if recipe.terms else 0.0
-    if recipe.terms and (recipe.scale != "raw" or recipe.balance != "fixed"):
+    if recipe.terms:
         some = islice(batches(lesson, share), CALIBRATION_BATCHES)
         composition.calibrate((lesson.teacher_of(composition.teacher_signals, batch), batch) for batch in some)
+
+    watch = Watch(composition, training.steps)
 
     def loss_of(batch: Batch, step: int) -> Tensor:
         progress = (step + 0.5) / training.steps
         of_student, of_teacher = composition.wanted(progress)
-        return composition(observe(student, batch, of_student), lesson.teacher_of(of_teacher, batch), batch, progress)
+        loss = composition(observe(student, batch, of_student), lesson.teacher_of(of_teacher, batch), batch, progress)
+        watch.see(composition.means, progress, step)
+        lesson.guard()
+        return loss
 
     schedule = Schedule(training.steps, candidate.training.learning_rate, training.warmup)
     with explicit_attention(student), threads(threads_for(student, training.batch_tokens)):

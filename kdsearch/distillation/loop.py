@@ -16,7 +16,7 @@ GoesOn = Callable[[int], bool]
 
 
 class DivergedError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, or stayed far above what guessing scores."""
 
 
 def always(step: int) -> bool:

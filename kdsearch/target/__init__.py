@@ -1,1 +1,1 @@
-"""The machine that the student will run on: its runtime, and latency as its user would feel it."""
+"""The machine that the student will run on: its runtime, latency as its user would feel it, and the memory it takes."""
