@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from kdsearch import beside
 from kdsearch.errors import UserError
 
 # Threads that wait for each other must not spin while another program wants the core: a training step of two threads on two cores,
@@ -60,6 +61,8 @@ def run(
     ] = None,
 ) -> None:
     """Search for the best students. Started again, it resumes."""
+    if workers != 1 and (os.cpu_count() or 1) > 1:
+        beside.start_importing()
     from kdsearch.commands import run_study
 
     budget = {"minutes": minutes, "trials": trials, "flops": flops, "finalists": finalists}

@@ -5,7 +5,6 @@ Each imports and loads once; what the teacher said is on disk and shared. A proc
 """
 
 import math
-import multiprocessing
 import queue
 import signal
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from kdsearch import objective
+from kdsearch import beside, objective
 from kdsearch.candidate import Candidate
 from kdsearch.check import Study
 from kdsearch.distillation.loop import Progress
@@ -35,8 +34,6 @@ from kdsearch.study_file import StudySpec
 
 TELL_SECONDS, POLL_SECONDS, PATIENCE = 1.0, 0.01, 5.0
 MOST_UNASKED = 8
-# A process that has only imported is copied for each worker: one import instead of one each, and its memory is shared. Not safe on macOS.
-START = "forkserver" if sys.platform == "linux" else "spawn"
 
 
 def count_for(spec: StudySpec) -> int:
@@ -188,19 +185,13 @@ class Workers:
         return fresh
 
     def _started(self, number: int) -> Worker:
-        context = multiprocessing.get_context(START)
-        if START == "forkserver":
-            context.set_forkserver_preload([__name__])
+        context = beside.context()
         ours, theirs = context.Pipe()
         threads = max(1, torch.get_num_threads() // self.count)
         arguments = (theirs, threads, Path(self.folder.name), number, self.count)
-        process = context.Process(target=_work, args=arguments, daemon=True, name=f"kdsearch worker {number}")
-        # Ctrl-C reaches all processes of a terminal, and the parent decides; a process inherits what is blocked, from its first moment.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        process = context.Process(target=_work, args=arguments, daemon=True, name=f"kdsearch worker {number}")  # pyright: ignore
+        with beside.without_interrupt():
             process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return Worker(number, process, ours)
 
