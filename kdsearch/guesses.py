@@ -10,6 +10,8 @@ from kdsearch.space_file import Choice, Float, Int, OneOf, SearchSpace
 # Shares of the latency limit, the fastest first: it is trained the soonest. Where the limit is above half of the teacher's latency, shares
 # of that half: students between there and the teacher take the most time to train, and add the least to a front.
 SHARES, MOST = (0.12, 0.25, 0.5, 0.9), 0.5
+# Where the learning rate of the fastest stands in its range, and that of the others: of the recorded students the fastest want more.
+FAST_RATE, RATE = 0.75, 0.5
 # Share of a layer's latency that does not shrink with its matrices (one row of 32 tokens on a CPU; benchmarks/curves).
 FIXED = 0.25
 # Where the width shrinks, uniform layers from principal components did best (benchmarks/initialization.md); kd is the plainest recipe.
@@ -19,6 +21,7 @@ PREFERRED = {
     "initialization.width": ("pca", "importance"),
     "distillation": ("kd", "hinton"),
 }
+LEARNING_RATE = "training.learning_rate"
 
 
 def guesses(space: SearchSpace, teacher: Architecture, limit: float | None) -> list[dict[str, Any]]:
@@ -41,7 +44,8 @@ def guesses(space: SearchSpace, teacher: Architecture, limit: float | None) -> l
     for share in SHARES:
         if share in best and best[share][2] not in chosen:
             chosen.append(best[share][2])
-    return [{**params, **settings(space)} for params in chosen]
+    rates = [FAST_RATE, *[RATE] * len(chosen)]
+    return [{**params, **settings(space, rate)} for params, rate in zip(chosen, rates, strict=False)]
 
 
 def expected_latency(shape: Architecture, teacher: Architecture) -> float:
@@ -50,8 +54,9 @@ def expected_latency(shape: Architecture, teacher: Architecture) -> float:
     return shape.layers / teacher.layers * (FIXED + (1 - FIXED) * products)
 
 
-def settings(space: SearchSpace) -> dict[str, Any]:
-    """Parameters beside the architecture: the preferred choices, and of every range the middle (of its logarithm where it has one)."""
+def settings(space: SearchSpace, rate: float = RATE) -> dict[str, Any]:
+    """Parameters beside the architecture: the preferred choices, and of every range the middle (of its logarithm where it has one), but of
+    the learning rate the place ``rate`` in [0, 1]."""
     found: dict[str, Any] = {}
 
     def pick(name: str, domain: Int | Float | Choice | OneOf) -> Any:
@@ -59,7 +64,8 @@ def settings(space: SearchSpace) -> dict[str, Any]:
             case Int(low, high, step):
                 found[name] = low + (high - low) // (2 * step) * step
             case Float(low, high, log):
-                found[name] = math.sqrt(low * high) if log else (low + high) / 2
+                place = rate if name == LEARNING_RATE else 0.5
+                found[name] = low ** (1 - place) * high**place if log else low + place * (high - low)
             case Choice(options) | OneOf(options):
                 known = [option for option in PREFERRED.get(name, ()) if option in options]
                 if not known:

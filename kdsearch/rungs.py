@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from kdsearch.pareto import front
 
+# Small students that learn it all answer at random for a dozen steps; the earliest rung of benchmarks/rungs.md is at 25.
+LEAST = 25
+
 
 @dataclass(frozen=True)
 class Rungs:
@@ -34,8 +37,8 @@ class Rungs:
 
 
 def at(shares: Sequence[float], steps: int) -> tuple[int, ...]:
-    """The rungs of a training of ``steps`` steps: each share of it, rounded, where one is left to do and another was done."""
-    return tuple(sorted({step for share in shares if 0 < (step := round(share * steps)) < steps}))
+    """The rungs of a training of ``steps`` steps: each share of it, rounded, but none before 25 steps, and none where nothing is left."""
+    return tuple(sorted({step for share in shares if (step := max(LEAST, round(share * steps))) < steps}))
 
 
 def ranking(accuracy: NDArray[np.float64], latency: NDArray[np.float64]) -> list[int]:

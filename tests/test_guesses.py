@@ -58,6 +58,11 @@ def test_where_none_starts_from_principal_components_width_counts_more_than_dept
     assert min(shape.width for shape in wide) > min(shape.width for shape in deep)
 
 
+def test_the_fastest_has_a_higher_learning_rate() -> None:
+    found = [one["training.learning_rate"] for one in guesses.guesses(ENCODER, TEACHER, 0.5)]
+    assert found == pytest.approx([1e-4 * 10**0.75, *[1e-4 * 10**0.5] * 3])
+
+
 def test_the_teacher_itself_is_expected_at_1_and_half_its_layers_at_a_half() -> None:
     assert guesses.expected_latency(TEACHER, TEACHER) == pytest.approx(1.0)
     assert guesses.expected_latency(Architecture(3, 12, 32, 4), TEACHER) == pytest.approx(0.5)

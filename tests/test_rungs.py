@@ -72,7 +72,10 @@ def test_what_is_not_finite_is_ranked_last() -> None:
         ((0.01,), 10, ()),
         ((0.99,), 10, ()),
         ((), 200, ()),
-        ((0.3, 0.31), 10, (3,)),
+        ((0.3, 0.301), 100, (30,)),
+        ((0.1, 0.5), 100, (25, 50)),  # none before 25 steps
+        ((0.25,), 50, (25,)),
+        ((0.25, 0.5), 20, ()),
     ],
 )
 def test_rungs_are_shares_of_the_steps(shares: tuple[float, ...], steps: int, expected: tuple[int, ...]) -> None:
