@@ -19,7 +19,7 @@ from kdsearch.study_file import Search
 SPACE = space_file.load(Path(__file__).parents[1] / "search_spaces" / "encoder.yaml")
 TEACHER = search_space.sample(SPACE, lambda _, domain: search_space._options(domain)[-1]).architecture
 BASELINES = baselines(TEACHER)
-STEPS = 8
+STEPS = 200
 
 
 class Watcher:
@@ -50,7 +50,7 @@ def objective(order: Order) -> Measurement:
     accuracy, at_rung = 0.5 + 0.3 * size**0.3 + 0.02 * noise, {}
     known |= {"accuracy_se": 0.01, "divergence_se": 0.01, "violations": (size / 0.6 - 1,)}
     for step in order.rungs.seen:
-        early = {"accuracy": accuracy - 0.2 / step, "divergence": 1 - accuracy + 0.2 / step}
+        early = {"accuracy": accuracy - 5 / step, "divergence": 1 - accuracy + 5 / step}
         early["calibrated_divergence"] = early["divergence"]
         at_rung[str(step)] = early
         if not order.rungs.goes_on(step, early["calibrated_divergence"], size):
@@ -64,8 +64,8 @@ def around(folder: Path, plan: Search, baselines: dict[str, Candidate] | None = 
 
 
 def slow(order: Order) -> Measurement:
-    """Takes up to 60 ms, by content, so that side by side the ends come in another order than the asks."""
-    time.sleep(int(order.candidate.key()[:2], 16) / 256 * 0.06)
+    """Takes up to 200 ms, by content, so that side by side the ends come in another order than the asks."""
+    time.sleep(int(order.candidate.key()[:2], 16) / 256 * 0.2)
     return objective(order)
 
 
@@ -83,4 +83,5 @@ def quiet_load(folder: Path) -> optuna.Study:
 
 
 if __name__ == "__main__":
+    study_store.MOST_RETRIES = 1000  # a busy machine may be killed often at the same trial
     run(Path(sys.argv[1]), int(sys.argv[2]), speaks=True, at_once=int(sys.argv[3]), flops=float(sys.argv[4]))

@@ -26,7 +26,14 @@ SHALLOW = space_file.parse({**WIDE.content, "architecture": {**WIDE.content["arc
 
 
 def study(space: SearchSpace = WIDE, limits: dict[str, Any] | None = None, **search: Any) -> Study:
-    spec = {"name": "new", "teacher": {"model": "t"}, "task": {"data": "d"}, "space": "s", "limits": limits or {}, "search": search}
+    spec = {
+        "name": "new",
+        "teacher": {"model": "t"},
+        "task": {"data": "d"},
+        "space": "s",
+        "limits": {"latency_relative": None, **(limits or {})},
+        "search": search,
+    }
     return Study(Path("/base"), StudySpec.model_validate(spec), space, Path("/base/new"))
 
 

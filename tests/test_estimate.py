@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kdsearch import check, estimate
+from kdsearch import check, estimate, rungs
 from tests import tiny
 
 
@@ -48,7 +48,8 @@ def test_calibration_is_told_where_some_start_needs_it(folder: Path) -> None:
     assert 0 < minutes[0] < minutes[1]
 
 
-def test_the_plan_names_rungs_finalists_and_flops(folder: Path) -> None:
+def test_the_plan_names_rungs_finalists_and_flops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rungs, "LEAST", 1)
     told = described(folder, minutes=1e6, rungs=[0.4], eta=3.0)
     many = re.search(r"(\d+) or more candidates$", told["search"])
     behind = re.fullmatch(r"of these about (\d+) go on behind step 1", told["rungs"])

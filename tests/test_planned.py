@@ -35,8 +35,8 @@ def test_the_budget_that_ends_first_says_how_many_candidates(search: dict[str, A
 def test_as_many_go_on_behind_a_rung_as_eta_says() -> None:
     plan = planned.plan(study(minutes=10, rungs=(0.3, 0.4), eta=2.0), COSTS)
     assert plan.seconds == pytest.approx(30 * (0.3 + 0.1 / 2 + 0.6 / 4))
-    assert plan.candidates == 50
-    assert plan.behind == {10: 25, 40: 12}
+    assert plan.candidates == 40
+    assert plan.behind == {30: 20, 40: 10}
 
 
 def test_finalists_take_their_part_of_the_minutes_and_the_flops_are_those_of_all() -> None:

@@ -66,7 +66,7 @@ def stable(found: list[records.Record]) -> list[dict]:
     return rows
 
 
-@pytest.mark.parametrize(("at_once", "trials", "flops"), [(1, 25, 1e9), (3, 25, 1e9), (1, 1000, 120.0), (3, 1000, 120.0)])
+@pytest.mark.parametrize(("at_once", "trials", "flops"), [(1, 25, 1e9), (3, 25, 1e9), (1, 1000, 3000.0), (3, 1000, 3000.0)])
 def test_killed_at_random_moments_it_ends_as_the_uninterrupted_search(tmp_path: Path, at_once: int, trials: int, flops: float) -> None:
     whole = fake_search.run(tmp_path / "whole", trials, at_once=at_once, flops=flops)
     assert 20 < len(whole) < 100
