@@ -233,7 +233,7 @@ def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> A
     place = next(place for place in range(len(taken) + 1) if place not in taken) if kept is None else kept
     if not waiting and any(earlier not in state.known for earlier in range(place - lag + 1)):
         return None
-    before = [record for other, record in state.known.items() if other <= place - lag]
+    before = [state.known[other] for other in sorted(state.known) if other <= place - lag]  # the order decides between equals at a rung
     if budget.used_up(before, around.plan, around.work):
         return None
     given = bool(waiting) or _enqueue_next(study, around)

@@ -66,13 +66,18 @@ class OfTheSpace(BaseSampler):
 def seen(trials: Sequence[FrozenTrial], last: float, before: float, least: float = 0.0) -> list[FrozenTrial]:
     """The trials as a sampler sees them that proposes for the place ``before``, in the order of their places."""
     sampled = [(place_of(trial), trial) for trial in trials if "baseline" not in trial.user_attrs]
-    placed = [(place, trial) for place, trial in sampled if place is not None and place < before]
+    # Of a trial that was interrupted and tried again, what comes later holds the place. The order decides how sums are rounded.
+    latest = {place: trial for place, trial in sampled if place is not None and place < before}
+    placed = [(place, latest[place]) for place in sorted(latest)]
     lines = expectations([trial for place, trial in placed if place <= last])
-    found: dict[int, FrozenTrial] = {}
-    for place, trial in placed:
-        # Of a trial that was interrupted and tried again, what comes later holds the place.
-        found[place] = _running(trial) if place > last else _ended(trial, lines, least)
-    return [found[place] for place in sorted(found)]
+    return [_at(place, _running(trial) if place > last else _ended(trial, lines, least)) for place, trial in placed]
+
+
+def _at(place: int, trial: FrozenTrial) -> FrozenTrial:
+    """With the number that it would have had without interruptions: TPE orders by numbers what it draws from."""
+    shown = copy.copy(trial)
+    shown.number = place
+    return shown
 
 
 def expectations(trials: Sequence[FrozenTrial]) -> dict[int, tuple[float, float]]:
@@ -106,4 +111,5 @@ def _ended(trial: FrozenTrial, lines: dict[int, tuple[float, float]], least: flo
 def _running(trial: FrozenTrial) -> FrozenTrial:
     shown = copy.copy(trial)
     shown.state, shown.values = TrialState.RUNNING, None
+    shown.system_attrs = {key: value for key, value in trial.system_attrs.items() if key != "constraints"}
     return shown

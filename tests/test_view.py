@@ -107,3 +107,16 @@ def test_the_sampler_learns_from_stopped_trials(seen: bool) -> None:
         inside += trial.suggest_float("x", 0, 1) < 0.2
         study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     assert (inside >= 15) if seen else (inside <= 5)
+
+
+def test_what_is_seen_does_not_tell_what_was_interrupted_or_has_ended_meanwhile(study: optuna.Study) -> None:
+    """A retry has another number than its place, and a trial behind the last that is seen may have ended: neither shows."""
+    trials = study.trials
+    trials[20].number = 77
+    found = view.seen(trials, last=30, before=40)
+    places = [view.place_of(trial) for trial in study.trials if "baseline" not in trial.user_attrs]
+    assert [trial.number for trial in found] == [place for place in places if place < 40]
+    behind = [trial for trial in found if trial.number > 30]
+    assert behind
+    assert all(trial.state == TrialState.RUNNING and "constraints" not in trial.system_attrs for trial in behind)
+    assert any("constraints" in trial.system_attrs for trial in study.trials[31:40])
