@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
@@ -32,6 +32,7 @@ def start_importing() -> None:
 @contextmanager
 def without_interrupt() -> Iterator[None]:
     """Ctrl-C reaches all processes of a terminal, and the parent decides; a process inherits what is blocked, from its first moment."""
+    resource_tracker.ensure_running()  # multiprocessing's own process, whose start would unblock it again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
