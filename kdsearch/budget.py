@@ -2,7 +2,7 @@
 
 FLOPs are those of training: three forward passes a step. The teacher's answers, computed once and read ever after, are charged once: a
 comparison at equal compute that leaves the teacher out flatters distillation (Bui et al. 2024, arXiv 2404.19319). Not charged: its
-fine-tuning, latency, scoring, and the finalists' full trainings.
+fine-tuning, latency, scoring, trials that failed, and the finalists' full trainings.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Spent:
 def work(spec: StudySpec, facts: dict[str, Any]) -> Work:
     """How a study counts; ``facts`` tell its teacher's FLOPs, and on how many tokens it was asked; no padding is counted."""
     tokens_of_flops = spec.target.batch_size * spec.target.sequence_length
-    return Work(spec.proxy.batch_tokens, tokens_of_flops, facts["teacher"]["flops"] / tokens_of_flops * facts["task"]["told_tokens"])
+    return Work(spec.proxy.batch_tokens, tokens_of_flops, facts["teacher"]["flops"] / tokens_of_flops * facts["task"].get("told_tokens", 0))
 
 
 def trial_flops(found: Measurement, how: Work) -> float:

@@ -36,6 +36,7 @@ from kdsearch.display import Display, line
 from kdsearch.earlier import Taken
 from kdsearch.errors import UserError, all_of
 from kdsearch.guesses import guesses
+from kdsearch.machine import use_precision
 from kdsearch.objective import Bench
 from kdsearch.order import Order
 from kdsearch.report import dashboard, front, html, study_folder, tables
@@ -75,7 +76,8 @@ def run_study(
             Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0)) as display,
             workers.Workers(None, count, display.progress) if count > 1 else nullcontext() as crew,  # they import while this prepares
         ):
-            bench = objective.guarded(objective.prepare(study.spec, study.space, study.base, extra, display.progress), count)
+            bench = objective.prepare(study.spec, study.space, study.base, extra, display.progress)
+            bench = replace(bench, most_bytes=session.most_bytes_as_before(study, store, count))
             study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
             if remark := remarks.on_teacher_flops(budget.work(study.spec, bench.facts).teacher, study.spec.search):
                 raise UserError(remark)
@@ -166,7 +168,7 @@ def confirm_study(place: Path, count: int = 6, seeds: int = 2, steps: int | None
             "go on with 'kdsearch run', or change the limits or the space"
         )
     hands = partial(finals.opened, study, folder.facts.get("workers", 1), list(_baselines(study).values()), console)
-    with session.locked(folder.path):
+    with session.locked(folder.path), session.kept(folder.path, default_storage(folder.path)):
         return finals.confirm(study, todo, hands, console)
 
 
@@ -207,9 +209,10 @@ def _so_far(study: Study) -> dict[str, str]:
         return {}
     session.refuse_other_study(study)
     folder = study_folder.load(study.folder)
-    seconds = sum(record.measurement.seconds for record in folder.records if record.duplicate_of is None)
-    flops = budget.flops(folder.records, budget.work(study.spec, folder.facts))
-    return {"so far": remarks.so_far(folder.records, seconds / folder.facts.get("workers", 1), flops)}
+    known = records.own(folder.records)
+    seconds = sum(record.measurement.seconds for record in known if record.duplicate_of is None)
+    flops = budget.flops(known, budget.work(study.spec, folder.facts))
+    return {"so far": remarks.so_far(known, seconds / folder.facts.get("workers", 1), flops)}
 
 
 def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate], taken: Taken, count: int) -> search.Surroundings:
@@ -239,7 +242,10 @@ def _with_steps(study: Study, steps: int | None) -> Study:
 def _recorded(place: Path) -> tuple[Study, study_folder.StudyFolder]:
     """A study as it was run: from its folder, so that a file changed since does not matter."""
     folder = study_folder.load(place)
-    return check.from_facts(folder.facts, folder.path), folder
+    study = check.from_facts(folder.facts, folder.path)
+    if precision := folder.facts.get("precision"):
+        use_precision(study.spec.target.device, precision)  # as its trials were trained
+    return study, folder
 
 
 def _record(folder: study_folder.StudyFolder, trial: int) -> records.Record:

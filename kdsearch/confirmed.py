@@ -6,7 +6,9 @@ trains only what is missing. confirmed.json is derived from these lines. Accurac
 
 import json
 import math
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median, variance
@@ -84,9 +86,15 @@ class Store:
         one = job.student
         head = {"student": one.name, "trial": one.trial, "seed": job.seed, "of": job.steps}
         row = {**head, **asdict(found), "candidate": one.candidate.to_dict()}
-        with self.lock, self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
+        with self.lock:
+            before = self.path.stat().st_size if self.path.is_file() else 0
+            try:
+                with self.path.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(row) + "\n")
+            except OSError as error:
+                with suppress(OSError):
+                    os.truncate(self.path, before)  # half a line in the middle could not be read again
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
             self.lines.append(_line(row))
 
     def missing(self, jobs: Sequence[Job]) -> list[Job]:

@@ -143,7 +143,7 @@ def _offers(folder: StudyFolder, study: Study, facts: dict[str, Any], left: Coun
         if record.duplicate_of is not None:
             continue
         candidate = from_dict(record.candidate)
-        named = candidate.initialization.other_model or (study.spec.task.corpus and candidate.architecture.vocabulary)
+        named = candidate.initialization.other_model or ((corpus or study.spec.task.corpus) and candidate.architecture.vocabulary)
         reason = _obstacle(record.measurement, folder, study, facts)
         if reason or (named and elsewhere):
             left[reason or "made from files of another folder"] += 1
@@ -159,6 +159,8 @@ def _obstacle(found: Measurement, folder: StudyFolder, study: Study, facts: dict
         return "failed there"
     if found.state == STOPPED and found.steps not in rungs.at(study.spec.search.rungs, study.spec.proxy.steps):
         return "stopped at a rung that this study does not have"
+    if study.spec.limits.memory_megabytes is not None and found.memory_bytes is None and found.state in (COMPLETE, STOPPED):
+        return "its memory was not measured there"
     allowed = limits.broken(found, study.spec.limits, facts["teacher"]["accuracy"]) is None
     # Without parameters its recipe was impossible for its shape, whatever the limits are.
     if found.state == REFUSED and allowed and found.parameters is not None and not _refused_for_tokens(found, folder):

@@ -86,9 +86,19 @@ def _sample(study: Study) -> Sample:
         matrix_product_rate() * EFFICIENCY,
         [_per_token(configs[item.architecture], tokens) for item in kept],
         [_per_token(narrow(config, item.architecture), tokens) for item in hand_made],
-        sum(len(part.texts) for part in (rows.train, rows.transfer, rows.validation, rows.held_out)) * tokens * _per_token(config, tokens),
+        _told_tokens(study, rows, tokens) * _per_token(config, tokens),
     )
     return Sample(config, tokenizer, rows, tokens, drawn, configs, kept, costs)
+
+
+def _told_tokens(study: Study, rows: data.TaskData, tokens: float) -> float:
+    """About on how many tokens the teacher is asked: on those that are measured, and on all that students are trained on, or on those that
+    short distillations read, where these are less than half (objective.prepare)."""
+    trained, measured = (
+        tokens * sum(len(part.texts) for part in parts) for parts in ((rows.train, rows.transfer), (rows.validation, rows.held_out))
+    )
+    read, alike = study.spec.proxy.steps * study.spec.proxy.batch_tokens, search_space.vocabularies(study.space) == [None]
+    return measured + (read if alike and not study.spec.search.finalists and 2 * read < trained else trained)
 
 
 def _per_token(config: PretrainedConfig, tokens: float) -> float:

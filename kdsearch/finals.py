@@ -6,17 +6,18 @@ What a search keeps of its minutes for that is what these same trainings are exp
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
-from kdsearch import budget, confirmed, objective, records, search, workers
+from kdsearch import budget, confirmed, guard, objective, records, search, workers
 from kdsearch.budget import Full
 from kdsearch.candidate import Candidate
 from kdsearch.check import Study
 from kdsearch.confirmed import Job, Store
 from kdsearch.display import Display
-from kdsearch.order import Order, derived
+from kdsearch.order import Order, derived, seed_of
 from kdsearch.records import COMPLETE, STOPPED, Measurement, Record
 from kdsearch.report import front, html, study_folder, tables
 from kdsearch.report.study_folder import StudyFolder
@@ -31,7 +32,7 @@ def jobs(study: Study, folder: StudyFolder, count: int, seeds: int) -> list[Job]
         return []
     yardsticks = [record for record in front.trained(folder.records) if record.baseline]
     students = confirmed.students(front.eligible(folder), picks["knee"], yardsticks, count, front.reference(folder))
-    own = next(record.seed for record in folder.records if record.trial == picks["knee"])
+    own = seed_of(study.spec.search)
     full = [derived(own, number, "confirm") for number in range(seeds)]  # the same for all: equal data order makes differences clearer
     return [Job(student, seed, study.spec.train.steps) for seed in full for student in students]
 
@@ -82,7 +83,7 @@ def opened(study: Study, most: int, extra: list[Candidate], console: Console, mi
     with ExitStack() as until_done:
         display = until_done.enter_context(Display(console, study.spec.search))
         bench = objective.prepare(study.spec, study.space, study.base, everyone, display.progress)
-        bench = objective.guarded(objective.in_full(bench, display.progress), count)
+        bench = replace(objective.in_full(bench, display.progress), most_bytes=guard.most_bytes(study.spec.search.trial_gigabytes, count))
         if count == 1:
             yield lambda order: records.measured(objective.evaluate, order, bench, display.progress), 1
         else:

@@ -52,7 +52,7 @@ def refuse_growth(most: float) -> None:
 
 
 def _limit(most: float) -> str:
-    return f"the {most / 1e9:.3g} of a trial; a smaller student, fewer proxy.batch_tokens or workers, or a larger search.trial_gigabytes"
+    return f"the {most / 1e9:.3g} GB of a trial; a smaller student, fewer proxy.batch_tokens or workers, or a larger search.trial_gigabytes"
 
 
 def _give_back() -> None:

@@ -154,11 +154,6 @@ def in_full(bench: Bench, progress: Progress = silent) -> Bench:
     return replace(bench, outputs=outputs, told=None)
 
 
-def guarded(bench: Bench, count: int) -> Bench:
-    """The same with what each of so many processes may hold of the memory that is left after preparing."""
-    return replace(bench, most_bytes=guard.most_bytes(bench.spec.search.trial_gigabytes, count))
-
-
 def _refuse_guessing(spec: StudySpec, facts: dict[str, Any]) -> None:
     """A teacher that is used as it is and answers no better than the largest class was made for other labels, or in another order."""
     accuracy, error, majority = facts["teacher"]["accuracy"], facts["teacher"]["accuracy_se"], facts["task"]["majority"]

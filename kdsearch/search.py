@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import TrialState
 
-from kdsearch import budget, records, search_space, study_store
+from kdsearch import budget, guard, records, search_space, study_store
 from kdsearch.budget import Work
 from kdsearch.candidate import Architecture, Candidate, from_dict
 from kdsearch.order import Order, seed_of
-from kdsearch.records import COMPLETE, FAILED, Measurement, Record
+from kdsearch.records import COMPLETE, FAILED, STOPPED, Measurement, Record
 from kdsearch.rungs import Rungs
 from kdsearch.samplers import sampler_for
 from kdsearch.space_file import SearchSpace
@@ -319,6 +319,9 @@ def callers(count: int) -> Iterator[Executor]:
 
 def _stop_on_failures(known: Sequence[Record], plan: Search) -> None:
     last = [record for record in known if record.duplicate_of is None][-plan.max_failures_in_a_row :]
+    too_large = all((record.measurement.reason or "").startswith(guard.TooMuchMemoryError.__name__) for record in last)
+    if too_large and any(record.measurement.state in (COMPLETE, STOPPED) for record in known):
+        return  # some students fit the memory and some do not, which is no fault of the study
     if len(last) == plan.max_failures_in_a_row and all(record.measurement.state == FAILED for record in last):
         reasons = "\n".join(f"  trial {record.trial}: {record.measurement.reason}" for record in last)
         raise RuntimeError(f"{len(last)} trials failed in a row (search.max_failures_in_a_row); the finished ones are kept:\n{reasons}")

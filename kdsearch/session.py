@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from kdsearch import earlier, records, study_store, workers
+from kdsearch import earlier, guard, records, study_store, workers
 from kdsearch.check import Study
 from kdsearch.earlier import Taken
 from kdsearch.errors import UserError
@@ -103,6 +103,12 @@ def _key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def most_bytes_as_before(study: Study, store: Any, count: int) -> float:
+    """What each of so many processes may hold of the memory, as the study says or as it was in its first session."""
+    given = study.spec.search.trial_gigabytes
+    return guard.most_bytes(given, count) if given else study_store.as_before(store, "bytes of a process", guard.most_bytes(None, count))
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """The study's folder for one process alone.
@@ -152,6 +158,7 @@ def write_facts(study: Study, bench: Bench, count: int) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}, "
         f"training in {'float32' if precision == 'no' else precision}",
         "workers": count,
+        "precision": precision,
         # FLOP/s of what one worker may use; on a GPU it is not measured
         "rate": matrix_product_rate(dtype=dtype, count=max(1, torch.get_num_threads() // count)) if on_cpu else None,
         "versions": {name: version(name) for name in PACKAGES},

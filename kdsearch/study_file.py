@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdsearch import yaml_file
 from kdsearch.errors import UserError, unknown
@@ -93,17 +93,23 @@ class Target(Section):
 class Limits(Section):
     """What a student must not exceed, checked on the untrained student; and the least share of the teacher's accuracy, after training.
 
-    One that is no faster than its teacher is not looked for, unless ``latency_relative`` is raised, or null.
+    Where no other limit of size or speed is given, one that is no faster than its teacher is not looked for: ``latency_relative`` is 1.
     ``megabytes``: the saved weights. ``memory_megabytes``: the weights and what one forward pass on the target's batch holds at its peak,
     measured only where it is limited.
     """
 
     latency_ms: Positive | None = None
-    latency_relative: Positive | None = 1.0
+    latency_relative: Positive | None = None
     parameters: Count | None = None
     megabytes: Positive | None = None
     memory_megabytes: Positive | None = None
     accuracy_relative: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _faster_than_the_teacher(cls, given: Any) -> Any:
+        named = isinstance(given, dict) and any(key in given for key in cls.model_fields if key != "accuracy_relative")
+        return given if named or not isinstance(given, dict) else {**given, "latency_relative": 1.0}
 
 
 class Training(Section):
@@ -125,7 +131,7 @@ class FullTraining(Training):
 class Search(Section):
     """How candidates are proposed, and when the search ends: by minutes of search, trials or ``flops``, whichever comes first.
 
-    ``flops``: floating-point operations of training, the teacher's answers on all rows charged once; ``finalists``: how many students of
+    ``flops``: floating-point operations of training, the teacher's answers charged once; ``finalists``: how many students of
     the front are distilled in full at the end, inside the minutes, each with ``finalist_seeds`` seeds; 0 leaves that to ``confirm``.
 
     ``sampler``: auto, tpe, gp, nsga2, qmc, random, or an Optuna sampler of your own as module:Class; ``random_share``: share of the trials
@@ -160,7 +166,7 @@ class StudySpec(Section):
     teacher: Teacher
     task: Task
     target: Target = Target()
-    limits: Limits = Limits()
+    limits: Limits = Limits.model_validate({})
     space: str
     proxy: Training = Training()
     train: FullTraining = FullTraining()

@@ -51,7 +51,9 @@ def open_study(storage: str, name: str, facts: dict[str, Any]) -> optuna.Study:
             raise _closed(storage, error) from None
         # Optuna takes up a study of that name whatever it was made for, and whatever its directions are.
         if study.trials and study.user_attrs.get(MADE_BY) != "kdsearch":
-            raise UserError(f"storage {storage}: its study '{name}' was not made by kdsearch; give this one another name or --storage")
+            raise UserError(
+                f"storage {shown(storage)}: its study '{name}' was not made by kdsearch; give this one another name or --storage"
+            )
         study.set_user_attr(MADE_BY, "kdsearch")
         study.set_metric_names(METRICS)
     same_as_before(study, facts)

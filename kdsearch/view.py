@@ -44,7 +44,12 @@ class OfTheSpace(BaseSampler):
         return self.inner.infer_relative_search_space(self._searched(study), trial)
 
     def sample_relative(self, study: optuna.Study, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:  # noqa: D102
-        return self.inner.sample_relative(self._searched(study), trial, search_space)
+        try:
+            return self.inner.sample_relative(self._searched(study), trial, search_space)
+        except (ValueError, RuntimeWarning):
+            if not isinstance(self.inner, optuna.samplers.GPSampler):
+                raise
+            return {}  # where all points but one are impossible, GP divides by 0; the parameters are drawn one by one
 
     def sample_independent(self, study: optuna.Study, trial: Any, param_name: str, param_distribution: Any) -> Any:  # noqa: D102
         return self.inner.sample_independent(self._searched(study), trial, param_name, param_distribution)

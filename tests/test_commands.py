@@ -61,7 +61,12 @@ def test_a_later_session_leaves_what_was_timed_as_it_was(studied: Path) -> None:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A study with a front: three baselines and two trials."""
     folder = tmp_path_factory.mktemp("searched")
-    spec = {**tiny.study(folder), "train": {"steps": 4}, "search": {"trials": 5, "startup_trials": 1, "workers": 1, "rungs": []}}
+    spec = {
+        **tiny.study(folder),
+        "limits": {"latency_relative": None},
+        "train": {"steps": 4},
+        "search": {"trials": 5, "startup_trials": 1, "workers": 1, "rungs": []},
+    }
     path = tiny.write_yaml(folder / "study.yaml", spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDSEARCH_CACHE", str(folder / "cache"))
@@ -317,7 +322,8 @@ def test_trials_that_need_more_memory_than_the_study_gives_fail_and_say_so(
     assert [record.measurement.state for record in found] == [records.FAILED] * 2
     said = capsys.readouterr().out
     assert (
-        said.count("the 0.001 of a trial; a smaller student, fewer proxy.batch_tokens or workers, or a larger search.trial_gigabytes") == 2
+        said.count("the 0.001 GB of a trial; a smaller student, fewer proxy.batch_tokens or workers, or a larger search.trial_gigabytes")
+        == 2
     )
 
 

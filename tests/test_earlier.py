@@ -252,3 +252,20 @@ def test_what_is_no_study_is_named_all_at_once(tmp_path: Path) -> None:
 def test_a_study_named_twice_counts_once(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(json.dumps(facts()))
     assert len(earlier.load([tmp_path, tmp_path / ".." / tmp_path.name])) == 1
+
+
+def test_what_was_never_weighed_is_no_result_where_memory_is_limited() -> None:
+    new = study(limits={"memory_megabytes": 30})
+    given = taken(old(row(0, found()), row(1, found(memory_bytes=20_000_000), 3)), new)
+    assert [record.imported_from for record in given.imported] == ["trial 1 of old"]
+    assert given.said == ["from old: 1 trial imported, 1 left out (1 its memory was not measured there)"]
+
+
+def test_a_vocabulary_that_was_ranked_with_another_corpus_is_another_one() -> None:
+    content = {**WIDE.content, "architecture": {**WIDE.content["architecture"], "vocabulary": {"choice": [None, 500]}}}
+    shape = {**row(0, found()).candidate["architecture"], "vocabulary": 500}
+    smaller = replace(row(0, found()), candidate={**row(0, found()).candidate, "architecture": shape})
+    spec = facts()["spec"]
+    spec = {**spec, "task": {**spec["task"], "corpus": "texts.txt"}}
+    said = taken(old(smaller, row(1, found(), 3), spec=spec), study(space_file.parse(content))).said
+    assert said == ["from old: 1 trial imported, 1 left out (1 made from files of another folder)"]

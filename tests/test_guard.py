@@ -26,7 +26,7 @@ def test_a_parameter_takes_4_bytes_and_12_more_where_it_is_trained(parameters: i
         guard.refuse_large(parameters, frozen, (2 + needed) * GIGABYTE - 1)
     assert str(raised.value).startswith(
         f"100,000,000 parameters need at least {needed:.3g} GB to train, and beside the 2 GB that the process holds that is more than the "
-        f"{2 + needed:.3g} of a trial; a smaller student, "
+        f"{2 + needed:.3g} GB of a trial; a smaller student, "
     )
 
 
@@ -40,6 +40,6 @@ def test_what_an_earlier_trial_left_is_given_back_before_a_student_is_refused(mo
 def test_growth_is_refused_above_the_limit_alone() -> None:
     guard.refuse_growth(2 * GIGABYTE)
     with pytest.raises(
-        TooMuchMemoryError, match=r"the process holds 2 GB, more than the 1.99 of a trial; .* or a larger search.trial_gigabytes"
+        TooMuchMemoryError, match=r"the process holds 2 GB, more than the 1.99 GB of a trial; .* or a larger search.trial_gigabytes"
     ):
         guard.refuse_growth(1.99 * GIGABYTE)

@@ -269,7 +269,7 @@ def test_memory_is_watched_while_a_student_trains(bench: objective.Bench, monkey
     )
     assert found.state == FAILED
     assert found.reason is not None
-    assert found.reason.startswith("TooMuchMemoryError: the process holds 2 GB, more than the 1 of a trial; a smaller student, fewer")
+    assert found.reason.startswith("TooMuchMemoryError: the process holds 2 GB, more than the 1 GB of a trial; a smaller student, fewer")
     assert len(told) == 1
 
 

@@ -121,7 +121,8 @@ def test_a_front_that_is_not_confirmed_is_told_as_such() -> None:
 
 def test_what_was_imported_uses_up_no_budget_and_took_no_time() -> None:
     imported = [replace(record(trial), imported_from=f"trial {trial} of old") for trial in range(3)]
-    assert remarks.after_run([*imported, record(3)], Search(trials=2), 0.0) == []
-    assert remarks.after_run([*imported, record(3), record(4)], Search(trials=2), 0.0)[0].startswith("The budget is used up: 2 of 2 trials")
+    assert remarks.after_run([*imported, record(3)], Search(trials=2), Spent()) == []
+    (said,) = remarks.after_run([*imported, record(3), record(4)], Search(trials=2), Spent())
+    assert said.startswith("The budget is used up: 2 of 2 trials")
     spent = replace(imported[0], measurement=replace(imported[0].measurement, stages={"training": 30.0}, flops=1.0, steps=1))
-    assert remarks.on_effort([spent], 60.0, 1e9, 1.0, 1) is None
+    assert remarks.on_effort([spent], 60.0, 1e9, Work()) is None

@@ -422,3 +422,25 @@ def test_a_student_that_was_imported_and_is_proposed_again_is_a_duplicate_of_thi
     again = next(record for record in found if record.duplicate_of is not None)
     assert found[again.duplicate_of].imported_from
     assert (again.imported_from, again.measurement) == (None, found[again.duplicate_of].measurement)
+
+
+def test_students_that_are_too_large_do_not_end_a_search_in_which_others_are_trained(tmp_path: Path) -> None:
+    plan = Search(trials=14, max_failures_in_a_row=2, rungs=())
+
+    def searched(fits: int) -> list[records.Record]:
+        seen = []
+
+        def objective(order: Order) -> Measurement:
+            seen.append(order)
+            if len(seen) > fits:
+                return Measurement(FAILED, reason="TooMuchMemoryError: large")
+            return fake_search.objective(order)
+
+        folder = tmp_path / str(fits)
+        folder.mkdir()
+        study = study_store.open_study(f"sqlite:///{folder / 'study.db'}", "fake", {})
+        return search.search(study, fake_search.around(folder, plan), objective, fake_search.Watcher())
+
+    assert [record.measurement.state for record in searched(3)][-5:] == [FAILED] * 5
+    with pytest.raises(RuntimeError, match="2 trials failed in a row"):
+        searched(0)

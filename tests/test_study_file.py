@@ -143,3 +143,21 @@ def test_lists_of_a_file_and_of_a_record_are_read_alike(tmp_path: Path) -> None:
     spec = study_file.load(tiny.write_yaml(tmp_path / "study.yaml", {**SMALLEST, "search": {"rungs": [0.25, 0.6]}}))
     assert spec.search.rungs == (0.25, 0.6)
     assert study_file.StudySpec.model_validate(json.loads(json.dumps(spec.model_dump(mode="json")))) == spec
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, 1.0),
+        ({"accuracy_relative": 0.9}, 1.0),
+        ({"latency_relative": None}, None),
+        ({"latency_relative": 2.0}, 2.0),
+        ({"parameters": 9}, None),
+    ],
+)
+def test_a_student_must_be_faster_than_its_teacher_unless_another_limit_is_given(
+    tmp_path: Path, limits: dict[str, float], expected: float | None
+) -> None:
+    spec = study_file.load(tiny.write_yaml(tmp_path / "study.yaml", {**SMALLEST, **({"limits": limits} if limits else {})}))
+    assert spec.limits.latency_relative == expected
+    assert study_file.StudySpec.model_validate(spec.model_dump(mode="json")) == spec
