@@ -31,7 +31,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from kdsearch import check, inference, objective, space_file
+from kdsearch import check, inference, objective, space_file, workbench
 from kdsearch.candidate import OTHER_MODELS, Architecture, Candidate, Initialization, Recipe, Term, Training
 from kdsearch.machine import accelerator
 from kdsearch.students.initialize import BY_MEASURE, BY_PLACE
@@ -78,12 +78,12 @@ def candidate_of(shape: str, start: Initialization, vocabulary: int | None = Non
     return Candidate(replace(SHAPES[shape], vocabulary=vocabulary), start, KD, Training(LEARNING_RATE))
 
 
-def prepare(path: Path, starts: list[Initialization]) -> objective.Bench:
+def prepare(path: Path, starts: list[Initialization]) -> workbench.Bench:
     """The study's teacher, rows and outputs, and the calibration that these starts choose by."""
     study = check.open_files(path)
     space = space_file.parse({"architecture": asdict(SHAPES["tiny"]) | {"vocabulary": None}, "distillation": {"kd": {}}})
     extra = [candidate_of(shape, start) for shape in SHAPES for start in starts]
-    return objective.in_full(objective.prepare(study.spec, space, study.base, extra))
+    return workbench.in_full(workbench.prepare(study.spec, space, study.base, extra))
 
 
 def weights_key(student: PreTrainedModel, candidate: Candidate) -> str:
@@ -94,7 +94,7 @@ def weights_key(student: PreTrainedModel, candidate: Candidate) -> str:
     return digest.hexdigest()[:16]
 
 
-def answers(student: PreTrainedModel, bench: objective.Bench, vocabulary: int | None) -> tuple[np.ndarray, float]:
+def answers(student: PreTrainedModel, bench: workbench.Bench, vocabulary: int | None) -> tuple[np.ndarray, float]:
     """Which validation rows are right, and the mean divergence to the teacher."""
     rows = bench.reading(vocabulary).rows
     logits = inference.predict(student, rows.encoded, rows.measuring, rows.pad_id, bench.spec.target.device)
@@ -102,7 +102,7 @@ def answers(student: PreTrainedModel, bench: objective.Bench, vocabulary: int | 
     return right, metrics.mean(metrics.kl(bench.outputs.arrays["logits"][rows.measuring], logits))[0]
 
 
-def distilled(shape: str, label: str, candidate: Candidate, steps: int, seed: int, bench: objective.Bench) -> Run:
+def distilled(shape: str, label: str, candidate: Candidate, steps: int, seed: int, bench: workbench.Bench) -> Run:
     """Train one student and look at its answers before and after."""
     begin, size = time.perf_counter(), candidate.architecture.vocabulary
     student = objective.started(candidate, bench, seed)
@@ -112,7 +112,7 @@ def distilled(shape: str, label: str, candidate: Candidate, steps: int, seed: in
     return Run(shape, label, steps, seed, key, untrained, right.astype(int).tolist(), divergence, time.perf_counter() - begin)
 
 
-def distinct(shape: str, starts: list[Initialization], bench: objective.Bench) -> dict[str, Initialization]:
+def distinct(shape: str, starts: list[Initialization], bench: workbench.Bench) -> dict[str, Initialization]:
     """Starts by the names of all that give this shape the same weights."""
     groups: dict[str, list[Initialization]] = {}
     for start in starts:
@@ -121,7 +121,7 @@ def distinct(shape: str, starts: list[Initialization], bench: objective.Bench) -
     return {" = ".join(told(start) for start in same): same[0] for same in groups.values()}
 
 
-def step_seconds(candidate: Candidate, bench: objective.Bench) -> float:
+def step_seconds(candidate: Candidate, bench: workbench.Bench) -> float:
     """Mean seconds of a step over a short run."""
     moments: list[float] = []
     length = bench.spec.proxy.model_copy(update={"steps": TIMED_STEPS})
@@ -130,7 +130,7 @@ def step_seconds(candidate: Candidate, bench: objective.Bench) -> float:
     return (moments[-1] - moments[0]) / (len(moments) - 1)
 
 
-def gains(shape: str, vocabulary: int, bench: objective.Bench) -> dict[str, float]:
+def gains(shape: str, vocabulary: int, bench: workbench.Bench) -> dict[str, float]:
     """Parameters and step time with the smaller vocabulary, as shares of those with the whole one."""
     whole, small = candidate_of(shape, PLAIN), candidate_of(shape, PLAIN, vocabulary)
     sizes = [objective.measured_cost(candidate, bench).parameters or 0 for candidate in (small, whole)]
@@ -223,7 +223,7 @@ def machine_words() -> str:
     )
 
 
-def trained(jobs: list[tuple[str, str, Candidate, int, int]], kept: Path, bench: objective.Bench) -> list[Run]:
+def trained(jobs: list[tuple[str, str, Candidate, int, int]], kept: Path, bench: workbench.Bench) -> list[Run]:
     """Every job's run: kept ones of the same untrained weights, the others trained now."""
     known = [Run(**json.loads(text)) for text in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
     found = []

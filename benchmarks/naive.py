@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from kdsearch import check, inference, objective, search_space, teacher
+from kdsearch import check, inference, objective, search_space, teacher, workbench
 from kdsearch.candidate import Candidate, Recipe
 from kdsearch.distillation.knowledge import Shapes, teacher_signals
 from kdsearch.machine import accelerator
@@ -98,7 +98,7 @@ class Work:
     """What both ways share: ``train`` and ``validation`` are the naive way's padded rows, ``bench`` holds the same rows for kdsearch."""
 
     space: SearchSpace
-    bench: objective.Bench
+    bench: workbench.Bench
     train: Dataset
     validation: Dataset
     seed: int
@@ -281,14 +281,14 @@ def prepare(path: Path, steps: int, seed: int, candidates: list[Params], folder:
     task = data.load(spec.task.model_copy(update={"transfer": None}), study.base)
     tokenizer = teacher.load_tokenizer(spec.teacher, study.base)
     rows = pool.build(task, tokenizer, spec.task.max_length)
-    guide, key = teacher.load(spec.teacher, study.base, rows, spec.search.seed, device, objective.silent)
+    guide, key = teacher.load(spec.teacher, study.base, rows, spec.search.seed, device, workbench.silent)
     proxy = {"steps": steps, "batch_tokens": equal_batches(rows, steps, seed), "transfer_share": 0.0}
     changed = {"proxy": spec.proxy.model_copy(update=proxy), "search": spec.search.model_copy(update={"seed": seed})}
     with cache_at(folder):
         start = time.perf_counter()
-        outputs = inference.outputs(guide, key, rows, signals(study.space, candidates, guide), device, objective.silent)
+        outputs = inference.outputs(guide, key, rows, signals(study.space, candidates, guide), device, workbench.silent)
         cache_seconds = time.perf_counter() - start
-    bench = objective.Bench(spec.model_copy(update=changed), guide, tokenizer, rows, outputs, facts={}, texts=task)
+    bench = workbench.Bench(spec.model_copy(update=changed), guide, tokenizer, rows, outputs, facts={}, texts=task)
     padded = [padded_rows(tokenizer, part, spec.task.max_length) for part in (task.train, task.validation)]
     return Work(study.space, bench, *padded, seed=seed), cache_seconds
 

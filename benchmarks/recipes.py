@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import transformers
 
-from kdsearch import check, inference, objective, search_space, space_file
+from kdsearch import check, inference, objective, search_space, space_file, workbench
 from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Training
 from kdsearch.machine import accelerator
 from kdsearch.students.build import build
@@ -80,16 +80,16 @@ def candidate_of(recipe: Recipe, start: str) -> Candidate:
     return Candidate(Architecture(**SHAPE), Initialization(start), recipe, Training(LEARNING_RATE))
 
 
-def prepare(path: Path, steps: int) -> objective.Bench:
+def prepare(path: Path, steps: int) -> workbench.Bench:
     """The study's teacher and rows, with the outputs that a recipe on this student can use."""
     study = check.open_files(path)
     content = space_file.load(ROOT / "search_spaces" / "recipes.yaml").content
     space = space_file.parse({"architecture": SHAPE, "distillation": content["distillation"]})
     spec = study.spec.model_copy(update={"proxy": study.spec.proxy.model_copy(update={"steps": steps})})
-    return objective.in_full(objective.prepare(spec, space, study.base, []))
+    return workbench.in_full(workbench.prepare(spec, space, study.base, []))
 
 
-def distilled(name: str, start: str, seed: int, recipe: Recipe, bench: objective.Bench) -> Run:
+def distilled(name: str, start: str, seed: int, recipe: Recipe, bench: workbench.Bench) -> Run:
     """Train one student and look at its answers."""
     begin = time.perf_counter()
     candidate = candidate_of(recipe, start)
@@ -102,7 +102,7 @@ def distilled(name: str, start: str, seed: int, recipe: Recipe, bench: objective
     return Run(name, start, candidate.key(), seed, right.astype(int).tolist(), divergence, seconds)
 
 
-def step_seconds(recipe: Recipe, bench: objective.Bench) -> float:
+def step_seconds(recipe: Recipe, bench: workbench.Bench) -> float:
     """Mean seconds of a step over a short run on the batches that every recipe sees: both stages of a recipe that has two."""
     length = bench.spec.proxy.model_copy(update={"steps": TIMED_STEPS})
     candidate, moments = candidate_of(recipe, "uniform"), []
@@ -111,7 +111,7 @@ def step_seconds(recipe: Recipe, bench: objective.Bench) -> float:
     return (moments[-1] - moments[0]) / (len(moments) - 1)
 
 
-def costs(named: dict[str, Recipe], bench: objective.Bench) -> dict[str, tuple[float, float]]:
+def costs(named: dict[str, Recipe], bench: workbench.Bench) -> dict[str, tuple[float, float]]:
     """Each recipe's median milliseconds per step, and median ratio to plain kd within a round."""
     random, rounds = np.random.default_rng(0), []
     for recipe in named.values():  # everything loaded and compiled before anything is timed

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from kdsearch import check, objective, pareto, search_space, workers
+from kdsearch import check, pareto, search_space, workbench, workers
 from kdsearch.candidate import Candidate
 from kdsearch.machine import accelerator
 from kdsearch.order import Order
@@ -151,7 +151,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = check.open_files(options.study)
     spec, store = study.spec, Store(options.out / f"{study.spec.name}.jsonl")
-    bench = objective.in_full(objective.prepare(spec, study.space, study.base, []))
+    bench = workbench.in_full(workbench.prepare(spec, study.space, study.base, []))
     lesson = workers.Lesson(spec, study.space, study.base, [], bench.known, accelerator(spec.target.device).mixed_precision)
     with workers.Workers(lesson, options.workers or workers.count_for(spec)) as crew:
         batch, number = 20, 0

@@ -25,6 +25,7 @@ from kdsearch import (
     session,
     study_store,
     teacher,
+    workbench,
     workers,
 )
 from kdsearch import export as exporting
@@ -37,11 +38,11 @@ from kdsearch.earlier import Taken
 from kdsearch.errors import UserError, all_of
 from kdsearch.guesses import guesses
 from kdsearch.machine import use_precision
-from kdsearch.objective import Bench
 from kdsearch.order import Order
 from kdsearch.report import dashboard, front, html, study_folder, tables
 from kdsearch.students.baselines import baselines
 from kdsearch.students.families import architecture_of, family_of
+from kdsearch.workbench import Bench
 
 
 def run_study(
@@ -76,14 +77,14 @@ def run_study(
             Display(console, study.spec.search, known, store.user_attrs.get(study_store.SECONDS, 0.0)) as display,
             workers.Workers(None, count, display.progress) if count > 1 else nullcontext() as crew,  # they import while this prepares
         ):
-            bench = objective.prepare(study.spec, study.space, study.base, extra, display.progress)
+            bench = workbench.prepare(study.spec, study.space, study.base, extra, display.progress)
             bench = replace(bench, most_bytes=session.most_bytes_as_before(study, store, count))
             study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
             if remark := remarks.on_teacher_flops(budget.work(study.spec, bench.facts).teacher, study.spec.search):
                 raise UserError(remark)
             if crew:
                 crew.load(workers.lesson(study, bench, extra))
-            bench.facts["teacher"] |= objective.teacher_latency(bench)  # while the workers wait
+            bench.facts["teacher"] |= workbench.teacher_latency(bench)  # while the workers wait
             facts = session.write_facts(study, bench, count)
             taken = session.taken_as_before(study, store, sources, lambda: earlier.take(others, study, facts, extra))
             console.print("\n".join([_introduction(bench), *taken.said]), markup=False, highlight=False)
@@ -117,7 +118,7 @@ def rerun_trial(place: Path, trial: int) -> None:
     candidate = from_dict(record.candidate)
     console = Console(soft_wrap=True)
     with Display(console, study.spec.search) as display:
-        bench = objective.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)
+        bench = workbench.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)
         found = objective.evaluate(Order(candidate, record.seed, True), bench, display.progress)
     console.print(
         f"recorded: {line(record)}\n   again: {line(replace(record, measurement=found, duplicate_of=None))}", markup=False, highlight=False
@@ -137,8 +138,8 @@ def train_pick(place: Path, pick: str, steps: int | None = None) -> exporting.Ex
     if remark := remarks.on_pick(record):
         console.print(remark, markup=False, highlight=False)
     with Display(console, study.spec.search) as display:
-        bench = objective.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)
-        bench = objective.in_full(bench, display.progress)
+        bench = workbench.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)
+        bench = workbench.in_full(bench, display.progress)
         export = exporting.train(candidate, record.trial, record.seed, bench, study.folder, display.progress)
     html.write(study_folder.load(study.folder))
     result = export.result
@@ -226,7 +227,7 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate], t
         hand_made,
         [*taken.starts, *guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative)],
         rungs.at(study.spec.search.rungs, study.spec.proxy.steps),
-        objective.least_accuracy(bench),
+        workbench.least_accuracy(bench),
         taken.by_key,
         budget.work(study.spec, bench.facts),
         finals.keeper(study, bench.facts, len(hand_made), count),

@@ -93,7 +93,7 @@ def _sample(study: Study) -> Sample:
 
 def _told_tokens(study: Study, rows: data.TaskData, tokens: float) -> float:
     """About on how many tokens the teacher is asked: on those that are measured, and on all that students are trained on, or on those that
-    short distillations read, where these are less than half (objective.prepare)."""
+    short distillations read, where these are less than half (workbench.prepare)."""
     trained, measured = (
         tokens * sum(len(part.texts) for part in parts) for parts in ((rows.train, rows.transfer), (rows.validation, rows.held_out))
     )

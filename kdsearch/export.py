@@ -14,12 +14,13 @@ from kdsearch import inference, objective, records
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.loop import Progress, telling
 from kdsearch.kept import written_aside
-from kdsearch.objective import Bench, scores, silent
+from kdsearch.objective import scores
 from kdsearch.students.families import longest
 from kdsearch.target.latency import measure
 from kdsearch.tasks import metrics
 from kdsearch.tasks.batches import encode
 from kdsearch.tasks.pool import Pool
+from kdsearch.workbench import Bench, silent
 
 LARGEST_DIFFERENCE = 1e-4
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kdsearch import budget, confirmed, guard, objective, records, search, workers
+from kdsearch import budget, confirmed, guard, objective, records, search, workbench, workers
 from kdsearch.budget import Full
 from kdsearch.candidate import Candidate
 from kdsearch.check import Study
@@ -82,8 +82,8 @@ def opened(study: Study, most: int, extra: list[Candidate], console: Console, mi
     count, everyone = min(most, len(missing)), [*{job.student.name: job.student.candidate for job in missing}.values(), *extra]
     with ExitStack() as until_done:
         display = until_done.enter_context(Display(console, study.spec.search))
-        bench = objective.prepare(study.spec, study.space, study.base, everyone, display.progress)
-        bench = replace(objective.in_full(bench, display.progress), most_bytes=guard.most_bytes(study.spec.search.trial_gigabytes, count))
+        bench = workbench.prepare(study.spec, study.space, study.base, everyone, display.progress)
+        bench = replace(workbench.in_full(bench, display.progress), most_bytes=guard.most_bytes(study.spec.search.trial_gigabytes, count))
         if count == 1:
             yield lambda order: records.measured(objective.evaluate, order, bench, display.progress), 1
         else:

@@ -21,7 +21,7 @@ from kdsearch.check import Study
 from kdsearch.earlier import Taken
 from kdsearch.errors import UserError
 from kdsearch.machine import accelerator, matrix_product_rate, use_precision
-from kdsearch.objective import Bench
+from kdsearch.workbench import Bench
 
 PACKAGES = ("kdsearch-distill", "torch", "transformers", "optuna", "datasets", "accelerate", "scikit-learn", "plotly")
 # What a study's trials depend on: a study is only resumed with these unchanged.

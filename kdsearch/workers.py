@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from kdsearch import beside, objective
+from kdsearch import beside, objective, workbench
 from kdsearch.candidate import Candidate
 from kdsearch.check import Study
 from kdsearch.distillation.loop import Progress
 from kdsearch.machine import accelerator, cores, use_precision
-from kdsearch.objective import Bench
 from kdsearch.order import Order
 from kdsearch.records import FAILED, Measurement, measured
 from kdsearch.space_file import SearchSpace
 from kdsearch.study_file import StudySpec
+from kdsearch.workbench import Bench
 
 TELL_SECONDS, POLL_SECONDS, PATIENCE = 1.0, 0.01, 5.0
 MOST_UNASKED = 8
@@ -50,7 +50,7 @@ class Lesson:
     space: SearchSpace
     base: Path
     extra: list[Candidate]
-    known: objective.Known
+    known: workbench.Known
     precision: str
     most_bytes: float = math.inf
 
@@ -107,7 +107,7 @@ class Workers:
     Without a lesson they start and import while it is prepared, and :meth:`load` gives it to them.
     """
 
-    def __init__(self, lesson: Lesson | None, count: int, progress: Progress = objective.silent) -> None:
+    def __init__(self, lesson: Lesson | None, count: int, progress: Progress = workbench.silent) -> None:
         self.lesson, self.count, self.progress = lesson, count, progress
         self.idle: queue.Queue[Worker | None] = queue.Queue()  # None: none will come any more
         self.all: dict[int, Worker] = {}
@@ -233,7 +233,7 @@ def _work(connection: Connection, threads: int, folder: Path, number: int, count
         try:
             use_precision(lesson.spec.target.device, lesson.precision)
             with gate.own:
-                bench = objective.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra, known=lesson.known)
+                bench = workbench.prepare(lesson.spec, lesson.space, lesson.base, lesson.extra, known=lesson.known)
         except Exception as error:
             connection.send(f"{type(error).__name__}: {error}")
             return

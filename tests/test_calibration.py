@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
-from kdsearch import calibration, cost, objective, space_file
+from kdsearch import calibration, cost, objective, space_file, workbench
 from kdsearch.candidate import Candidate, Initialization
 from kdsearch.study_file import StudySpec
 from kdsearch.tasks.pool import Pool
@@ -26,7 +26,7 @@ def rows(tmp_path: Path) -> Pool:
 
 
 def load(model: PreTrainedModel, rows: Pool, parts: frozenset[str] = EVERYTHING, seed: int = 0) -> calibration.Calibration:
-    found = calibration.load(model, rows, parts, seed, "cpu", objective.silent)
+    found = calibration.load(model, rows, parts, seed, "cpu", workbench.silent)
     assert found is not None
     return found
 
@@ -137,7 +137,7 @@ def test_its_work_is_told_beforehand() -> None:
 def test_a_study_calibrates_where_its_space_can_use_it(start: dict, made: bool, tmp_path: Path, cache: Path) -> None:
     spec = StudySpec.model_validate(tiny.study(tmp_path))
     space = space_file.parse({**tiny.space_content(), "initialization": start})
-    bench = objective.prepare(spec, space, tmp_path, [])
+    bench = workbench.prepare(spec, space, tmp_path, [])
     assert (bench.calibration is not None) == made
     assert (cache / "calibrations").exists() == made
     if made:

@@ -3,99 +3,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from kdsearch import guard, objective, records, space_file
+from kdsearch import guard, objective, records, space_file, workbench
 from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Term
 from kdsearch.distillation.distil import Lesson
 from kdsearch.distillation.knowledge import view
 from kdsearch.errors import UserError
 from kdsearch.machine import held_memory
-from kdsearch.order import Order, seed_of
+from kdsearch.order import Order
 from kdsearch.records import COMPLETE, FAILED, REFUSED
-from kdsearch.space_file import SearchSpace
 from kdsearch.students.build import build
 from kdsearch.study_file import Limits, StudySpec, Training
 from kdsearch.tasks.batches import collate
-from tests import teaching, tiny
-
-CONFIG = tiny.config()
-
-
-def space_of(layers: Any, **recipe: Any) -> SearchSpace:
-    shape = {"layers": layers, "heads": 4, "head_size": 6, "ffn_ratio": 2}
-    return space_file.parse({"architecture": shape, "distillation": {"hard_weight": 1.0, **recipe}})
-
-
-@pytest.mark.parametrize(
-    ("space", "expected"),
-    [
-        (space_of(2), {"logits"}),
-        (space_of(2, cos={"matching": "uniform"}), {"logits", "hidden.1", "hidden.3"}),
-        (space_of({"int": [1, 2]}, cos={"matching": "first"}), {"logits", "hidden.0", "hidden.1"}),
-        (space_of({"choice": [1, 4]}, cos={"matching": "last2"}), {"logits", "hidden.1"}),
-        (space_of({"choice": [1, 4]}, minilmv2={"relation_heads": 4}), {"logits", "query.3", "key.3", "value.3"}),
-        (space_of(2, cos={"matching": {"choice": ["last_only", "all_to_one", "random"]}}), {"logits", *(f"hidden.{n}" for n in range(4))}),
-    ],
-)
-def test_the_cache_holds_what_a_candidate_of_the_space_can_use_and_no_more(space: SearchSpace, expected: set[str]) -> None:
-    assert objective.signals_of(space, [], CONFIG) == expected
-
-
-def test_the_cache_holds_what_the_baselines_use() -> None:
-    extra = Candidate(tiny.narrower(layers=1), distillation=Recipe("x", 1.0, (Term("hidden_mse"),)))
-    assert objective.signals_of(space_of(2), [extra], CONFIG) == {"logits", "hidden.3"}
+from tests import tiny
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> objective.Bench:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> workbench.Bench:
     monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
     spec = StudySpec.model_validate({**tiny.study(tmp_path), "proxy": {"steps": 4, "batch_tokens": 256, "transfer_share": 0.3}})
-    return objective.prepare(spec, space_file.load(tmp_path / "space.yaml"), tmp_path, [])
-
-
-KD = Candidate(tiny.narrower(), Initialization("last"), Recipe("kd", 0.5, (Term("kd"), Term("hidden_mse"))))
-
-
-def test_what_short_distillations_read_is_kept_and_the_rest_is_told_when_it_is_read(tmp_path: Path, bench: objective.Bench) -> None:
-    """Few steps read few of the rows: the search's own seed never asks the teacher, another one does, and finds what it would have."""
-    short = bench.spec.model_copy(update={"proxy": bench.spec.proxy.model_copy(update={"steps": 2, "batch_tokens": 64})})
-    few = objective.prepare(short, space_file.load(tmp_path / "space.yaml"), tmp_path, [KD])
-    long = bench.spec.model_copy(update={"proxy": bench.spec.proxy.model_copy(update={"steps": 8})})
-    assert objective.prepare(long, space_file.load(tmp_path / "space.yaml"), tmp_path, [KD]).told is None  # it reads most of the rows
-    assert few.told is not None
-    assert len(few.told) < 0.5 * (len(few.rows.train) + len(few.rows.transfer))
-    whole, asked = objective.in_full(few), teaching.forwards(few.teacher)
-    assert whole.outputs.holds(np.concatenate([few.rows.train, few.rows.transfer]))
-    del asked[:]
-    own = seed_of(short.search)
-    found = {}  # two steps, and four batches to calibrate on
-    for seed in (own, own + 1):
-        for name, one in (("few", few), ("whole", whole)):
-            student = objective.started(KD, one, seed)
-            before = len(asked)
-            objective.train(student, KD, one, short.proxy, seed)
-            found[seed, name] = objective.scores(student, one)["divergence"], len(asked) - before
-    assert found[own, "few"] == found[own, "whole"]
-    assert [count for _, count in found.values()] == [0, 0, 6, 0]
-    assert found[own + 1, "few"][0] == pytest.approx(found[own + 1, "whole"][0], rel=1e-2)
-
-
-def test_where_vocabularies_vary_every_row_is_kept(spelled: objective.Bench) -> None:
-    assert spelled.told is None
+    return workbench.prepare(spec, space_file.load(tmp_path / "space.yaml"), tmp_path, [])
 
 
 @pytest.fixture
-def spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> objective.Bench:
+def spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> workbench.Bench:
     """A bench whose space has smaller vocabularies: 130 tokens split words, those that the texts use do not."""
     monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
     spec = StudySpec.model_validate({**tiny.study(tmp_path, tiny.SPELLED), "limits": {"latency_relative": None}})
     content = tiny.space_content()
     content["architecture"]["vocabulary"] = {"choice": [None, 130, 200]}
     extra = Candidate(tiny.narrower(), distillation=Recipe("x", 0.0, (Term("hidden_mse"), Term("rkd"))))
-    return objective.prepare(spec, space_file.parse(content), tmp_path, [extra])
+    return workbench.prepare(spec, space_file.parse(content), tmp_path, [extra])
 
 
 def of_size(size: int | None, *knowledge: str) -> Candidate:
@@ -103,7 +43,7 @@ def of_size(size: int | None, *knowledge: str) -> Candidate:
     return Candidate(Architecture(2, 2, 6, 1, vocabulary=size), Initialization("last"), recipe)
 
 
-def test_a_student_of_other_tokens_learns_from_logits_and_pooled_states(spelled: objective.Bench) -> None:
+def test_a_student_of_other_tokens_learns_from_logits_and_pooled_states(spelled: workbench.Bench) -> None:
     found = objective.evaluate(Order(of_size(130, "kd", "rkd", "similarity"), 0), spelled)
     assert (found.state, found.reason, found.violations) == (COMPLETE, None, (0.0,))
     whole = objective.evaluate(Order(of_size(None, "kd"), 0), spelled)
@@ -112,7 +52,7 @@ def test_a_student_of_other_tokens_learns_from_logits_and_pooled_states(spelled:
     assert spelled.reading(130) is spelled.reading(130)
 
 
-def test_what_compares_token_by_token_is_refused_before_training_only_where_tokens_differ(spelled: objective.Bench) -> None:
+def test_what_compares_token_by_token_is_refused_before_training_only_where_tokens_differ(spelled: workbench.Bench) -> None:
     told: list[Any] = []
     found = objective.evaluate(Order(of_size(130, "kd", "hidden_mse"), 0, True), spelled, progress=lambda *event: told.append(event))
     assert (found.state, found.violations, told) == (REFUSED, (1.0,), [])
@@ -125,7 +65,7 @@ def test_what_compares_token_by_token_is_refused_before_training_only_where_toke
         objective.train(student, of_size(130, "hidden_mse"), spelled, Training(steps=1), 0)
 
 
-def test_the_teacher_is_asked_about_the_same_rows_on_its_own_tokens(spelled: objective.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teacher_is_asked_about_the_same_rows_on_its_own_tokens(spelled: workbench.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     lessons: list[Lesson] = []
     monkeypatch.setattr(objective, "distil", lambda student, candidate, shapes, lesson, goes_on: lessons.append(lesson) or [])
     for size in (None, 130):
@@ -146,7 +86,7 @@ def narrow(recipe: Recipe) -> Candidate:
     return Candidate(Architecture(2, 2, 6, 1), Initialization("last"), recipe)
 
 
-def test_a_candidate_is_measured_trained_and_scored(bench: objective.Bench) -> None:
+def test_a_candidate_is_measured_trained_and_scored(bench: workbench.Bench) -> None:
     found = objective.evaluate(Order(narrow(Recipe("kd", 0.5, (Term("kd"),))), 0), bench)
     assert (found.state, found.reason, found.steps) == (COMPLETE, None, 4)
     assert found.accuracy is not None
@@ -161,7 +101,7 @@ def test_a_candidate_is_measured_trained_and_scored(bench: objective.Bench) -> N
 
 
 @pytest.mark.parametrize("limits", [Limits(parameters=10), Limits(latency_ms=1e-6)])
-def test_what_breaks_a_limit_is_refused_untrained_unless_it_is_a_yardstick(bench: objective.Bench, limits: Limits) -> None:
+def test_what_breaks_a_limit_is_refused_untrained_unless_it_is_a_yardstick(bench: workbench.Bench, limits: Limits) -> None:
     bench = replace(bench, spec=bench.spec.model_copy(update={"limits": limits}))
     candidate, told = narrow(Recipe("kd", 0.5, (Term("kd"),))), []
     found = objective.evaluate(Order(candidate, 0), bench, progress=lambda *event: told.append(event))
@@ -173,7 +113,7 @@ def test_what_breaks_a_limit_is_refused_untrained_unless_it_is_a_yardstick(bench
     assert max(yardstick.violations) > 0
 
 
-def test_a_recipe_that_these_two_models_cannot_use_is_refused_before_anything_is_built(bench: objective.Bench) -> None:
+def test_a_recipe_that_these_two_models_cannot_use_is_refused_before_anything_is_built(bench: workbench.Bench) -> None:
     told = []
     impossible = narrow(Recipe("heads", 0.5, (Term("minilmv2", knobs=(("relation_heads", 5),)),)))
     found = objective.evaluate(Order(impossible, 0), bench, progress=lambda *event: told.append(event))
@@ -182,14 +122,7 @@ def test_a_recipe_that_these_two_models_cannot_use_is_refused_before_anything_is
     assert "relation_heads must divide the student's hidden size; got 5 for 12" in found.reason
 
 
-def test_a_teacher_that_only_guesses_is_refused_when_it_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
-    spec = StudySpec.model_validate({**tiny.study(tmp_path), "teacher": {"model": "model", "fine_tune": None}})
-    with pytest.raises(UserError, match=r"teacher.fine_tune: null takes the model as it is, and its accuracy .* is not above"):
-        objective.prepare(spec, space_file.load(tmp_path / "space.yaml"), tmp_path, [])
-
-
-def test_too_little_accuracy_breaks_a_limit_after_training(bench: objective.Bench) -> None:
+def test_too_little_accuracy_breaks_a_limit_after_training(bench: workbench.Bench) -> None:
     candidate, found = narrow(Recipe("none")), {}
     for share in (0.01, 1.0):
         bench.facts["teacher"]["accuracy"] = 1.0
@@ -205,7 +138,7 @@ def test_too_little_accuracy_breaks_a_limit_after_training(bench: objective.Benc
     assert words == "accuracy_relative 0.5 is below the limit 1"
 
 
-def test_both_stages_of_a_recipe_are_trained(bench: objective.Bench) -> None:
+def test_both_stages_of_a_recipe_are_trained(bench: workbench.Bench) -> None:
     """The head learns in the second stage only, the layers in both."""
     recipe = Recipe("stages", 1.0, (Term("hidden_mse", 1.0, (("matching", "last_only"),)),), switch=0.5)
     heads = []
@@ -229,7 +162,7 @@ def test_both_stages_of_a_recipe_are_trained(bench: objective.Bench) -> None:
     assert not torch.equal(third, fourth)
 
 
-def test_memory_is_measured_where_it_is_limited_and_what_takes_too_much_is_refused_untimed(bench: objective.Bench) -> None:
+def test_memory_is_measured_where_it_is_limited_and_what_takes_too_much_is_refused_untimed(bench: workbench.Bench) -> None:
     candidate = narrow(Recipe("none"))
     assert objective.evaluate(Order(candidate, 0), bench).memory_bytes is None
     found = {}
@@ -249,7 +182,7 @@ def test_memory_is_measured_where_it_is_limited_and_what_takes_too_much_is_refus
     assert yardstick.violations[0] > 0
 
 
-def test_a_student_that_needs_too_much_memory_fails_with_what_it_takes(bench: objective.Bench) -> None:
+def test_a_student_that_needs_too_much_memory_fails_with_what_it_takes(bench: workbench.Bench) -> None:
     candidate, told = narrow(Recipe("kd", 0.5, (Term("kd"),))), []
     for most in (1e6, held_memory() + 4e5, held_memory() + 1e10):  # less than is held; enough to build (0.3 MB), hardly to train; plenty
         guarded, since = replace(bench, most_bytes=most), len(told)
@@ -261,7 +194,7 @@ def test_a_student_that_needs_too_much_memory_fails_with_what_it_takes(bench: ob
     assert found.state == COMPLETE
 
 
-def test_memory_is_watched_while_a_student_trains(bench: objective.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_watched_while_a_student_trains(bench: workbench.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     held, told = iter([0, 0, 0, 2e9]), []
     monkeypatch.setattr(guard, "held_memory", lambda: next(held))
     found = records.measured(
@@ -273,7 +206,7 @@ def test_memory_is_watched_while_a_student_trains(bench: objective.Bench, monkey
     assert len(told) == 1
 
 
-def test_a_gpu_that_is_full_fails_the_trial_alone(bench: objective.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_full_fails_the_trial_alone(bench: workbench.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     order = Order(narrow(Recipe("none")), 0)
     with monkeypatch.context() as patch:
         patch.setattr(

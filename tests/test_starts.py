@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, PreTrainedModel
 
-from kdsearch import check, commands, objective, records, search_space, starts
+from kdsearch import check, commands, objective, records, search_space, starts, workbench
 from kdsearch.candidate import Architecture, Candidate, Initialization
 from kdsearch.errors import UserError
 from kdsearch.order import Order
@@ -45,9 +45,9 @@ def space(folder: Path, start: dict[str, Any], **shape: Any) -> Path:
     return folder / "study.yaml"
 
 
-def bench_of(folder: Path, start: dict[str, Any]) -> objective.Bench:
+def bench_of(folder: Path, start: dict[str, Any]) -> workbench.Bench:
     study = check.open_files(space(folder, start))
-    return objective.prepare(study.spec, study.space, study.base, [])
+    return workbench.prepare(study.spec, study.space, study.base, [])
 
 
 def test_a_pre_trained_model_of_the_student_s_shape_is_the_student(folder: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_smaller_vocabulary_is_cut_out_of_it(folder: Path) -> None:
     tiny.write_yaml(folder / "study.yaml", tiny.study(folder, tiny.SPELLED))
     small(folder / "small", tiny.SPELLED)
     study = check.open_files(space(folder, {"layers": "pretrained", "model": "small"}, vocabulary={"choice": [None, 200]}))
-    bench = objective.prepare(study.spec, study.space, study.base, [])
+    bench = workbench.prepare(study.spec, study.space, study.base, [])
     candidate = Candidate(Architecture(**OWN, vocabulary=200), Initialization("pretrained", model="small"))
     assert objective.started(candidate, bench, 0).get_input_embeddings().weight.shape == (200, 24)
 
@@ -102,7 +102,7 @@ def test_an_export_with_the_student_s_own_tokens_is_a_start(folder: Path) -> Non
     start = {"layers": "pretrained", "model": "small"}
     small(folder / "small", tiny.SPELLED[:200])
     study = check.open_files(space(folder, start, vocabulary=200))
-    bench = objective.prepare(study.spec, study.space, study.base, [])
+    bench = workbench.prepare(study.spec, study.space, study.base, [])
     candidate = Candidate(Architecture(**OWN, vocabulary=200), Initialization("pretrained", model="small"))
     with pytest.raises(UserError, match="must have the tokens of the student; 'small' has 200 others than its 200"):
         objective.started(candidate, bench, 0)

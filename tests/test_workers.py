@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdsearch import objective, space_file, workers
+from kdsearch import objective, space_file, workbench, workers
 from kdsearch.candidate import Candidate, Recipe, Term, Training
 from kdsearch.machine import accelerator
 from kdsearch.order import Order
@@ -24,16 +24,16 @@ KD = Candidate(tiny.narrower(), distillation=Recipe("kd", 0.5, (Term("kd"),)))
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[objective.Bench]:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[workbench.Bench]:
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDSEARCH_CACHE", str(folder / "cache"))
         content = {**tiny.study(folder), "proxy": {"steps": 6, "batch_tokens": 256, "transfer_share": 0.3}}
-        yield objective.prepare(StudySpec.model_validate(content), space_file.load(folder / "space.yaml"), folder, [])
+        yield workbench.prepare(StudySpec.model_validate(content), space_file.load(folder / "space.yaml"), folder, [])
 
 
 @pytest.fixture
-def lesson(bench: objective.Bench) -> Lesson:
+def lesson(bench: workbench.Bench) -> Lesson:
     space = space_file.load(bench.base / "space.yaml")
     return Lesson(bench.spec, space, bench.base, [], bench.known, accelerator("cpu").mixed_precision)
 
@@ -49,7 +49,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_worker_finds_what_is_found_without_one(bench: objective.Bench, lesson: Lesson) -> None:
+def test_a_worker_finds_what_is_found_without_one(bench: workbench.Bench, lesson: Lesson) -> None:
     candidates = [KD, replace(KD, training=Training(2e-3)), replace(KD, architecture=tiny.narrower(layers=1))]
     with Workers(lesson, 2) as crew, ThreadPoolExecutor(3) as threads:
         found = list(threads.map(lambda candidate: crew.evaluate(Order(candidate, 5)), candidates))

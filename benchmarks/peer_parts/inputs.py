@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import BertConfig, BertForSequenceClassification
 
-from kdsearch import check, objective, study_file, teacher
+from kdsearch import check, objective, study_file, teacher, workbench
 from kdsearch.candidate import from_dict
 from kdsearch.resources import resolve
 from kdsearch.tasks import pool
@@ -85,7 +85,7 @@ def prepare(case: Case, work: Path, study: Path) -> Path:
     _write_yaml(folder / "study.yaml", own)
     opened = check.open_files(folder / "study.yaml")
     shapes = {name: candidate_of(shape, RATES[name]) for name, shape in case.students.items()}
-    bench = objective.prepare(opened.spec, opened.space, opened.base, [from_dict(shape) for shape in shapes.values()])
+    bench = workbench.prepare(opened.spec, opened.space, opened.base, [from_dict(shape) for shape in shapes.values()])
     bench.teacher.save_pretrained(folder / "teacher")
     bench.tokenizer.save_pretrained(folder / "teacher")
     tuned = own["teacher"] if case.big_teacher else {"model": str(folder / "teacher"), "fine_tune": None}
@@ -143,7 +143,7 @@ def batch_tokens(rows: pool.Pool) -> int:
     return min(range(start, 2 * start, 8), key=distance)
 
 
-def facts(bench: objective.Bench) -> dict[str, Any]:
+def facts(bench: workbench.Bench) -> dict[str, Any]:
     """What the document says of teacher, texts and cache."""
     shape, task = bench.facts["teacher"]["architecture"], bench.facts["task"]
     return {

@@ -12,11 +12,11 @@ from typing import Any
 from contender import Inputs, Meter, serve
 from torch import nn
 
-from kdsearch import check, objective
+from kdsearch import check, objective, workbench
 from kdsearch.candidate import from_dict
 
 
-def train(bench: objective.Bench, inputs: Inputs, job: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+def train(bench: workbench.Bench, inputs: Inputs, job: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """One job; the seed decides the order of the rows, the student's weights are those of every job."""
     start, described = time.perf_counter(), inputs.told["students"][job["student"]]["candidate"]
     described = {**described, "training": {"learning_rate": job["learning_rate"]}}
@@ -32,4 +32,4 @@ if __name__ == "__main__":
     told = Inputs.read(sys.argv[1]).told
     study = check.open_files(Path(told["study"]))
     candidates = [from_dict(student["candidate"]) for student in told["students"].values()]
-    serve(partial(train, objective.in_full(objective.prepare(study.spec, study.space, study.base, candidates))))
+    serve(partial(train, workbench.in_full(workbench.prepare(study.spec, study.space, study.base, candidates))))
