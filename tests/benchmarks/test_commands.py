@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import front_figure, recipes
-from kdsearch.report import study_folder
-from tests import tiny
-from tests.report.synthetic_study import study_records, write_study
+from benchmarks import front_figure, over_time, recipes
+from kdsearch.report import front, study_folder
+from tests import fake_search, tiny
+from tests.report.synthetic_study import FACTS, study_records, write_study
 
 SMOKE = tiny.REPOSITORY / "studies" / "smoke.yaml"
 
@@ -53,3 +53,19 @@ def test_the_readme_s_table_is_that_of_the_study_s_folder(tmp_path: Path) -> Non
     assert "`the command`" in text
     assert "reviews: Pareto front" in text
     assert "students trained, for 300 steps unless they were stopped" in text
+
+
+def test_what_a_trial_found_counts_from_its_end(tmp_path: Path) -> None:
+    records = fake_search.run(tmp_path, 20)
+    write_study(tmp_path, records, {**FACTS, "name": "fake"})
+    folder = study_folder.load(tmp_path)
+    when = over_time.ends(folder)
+    assert when.keys() == {record.trial for record in records}
+    last = max(when.values())
+    assert over_time.at(folder, when, -1.0) == (0, 0.0)
+    judged, volume = over_time.at(folder, when, last)
+    assert judged == sum(record.baseline is None and record.duplicate_of is None for record in records)
+    assert volume == front.document(folder)["hypervolume"]["value"]
+    halfway = [over_time.at(folder, when, last * share / 10)[1] for share in range(11)]
+    assert halfway == sorted(halfway)
+    assert "| 2 |" in over_time.document([folder, folder], 2)
