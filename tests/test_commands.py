@@ -93,7 +93,7 @@ def test_confirm_trains_what_is_missing_and_no_more(searched: Path, capsys: pyte
     assert [row["twin_of"] for row in first["students"] if row["twin_of"] is not None] == [knee_of(searched)]
     assert {row["steps"] for row in trained} == {4}
     assert not any("test" in name for row in trained for name in row)
-    assert "--seeds 2" in capsys.readouterr().out
+    assert "4 steps, 1 seed" in capsys.readouterr().out
     # killed while it wrote, and started again with another seed
     place = searched.parent / "tiny" / "confirmed.jsonl"
     whole = place.read_text()
