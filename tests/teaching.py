@@ -5,9 +5,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from kdsearch import teacher
-from kdsearch.study_file import Teacher
+from kdsearch import space_file, teacher, workbench
+from kdsearch.candidate import Candidate, Recipe, Term
+from kdsearch.study_file import StudySpec, Teacher
 from kdsearch.tasks.pool import Pool
+from tests import tiny
 
 AS_IT_IS = Teacher(model="model", fine_tune=None)
 
@@ -33,3 +35,18 @@ def forwards(model: PreTrainedModel) -> list[int]:
     seen: list[int] = []
     model.register_forward_hook(lambda *_: seen.append(1))
     return seen
+
+
+def bench(folder: Path) -> workbench.Bench:
+    """That of the tiny study, for four steps."""
+    spec = StudySpec.model_validate({**tiny.study(folder), "proxy": {"steps": 4, "batch_tokens": 256, "transfer_share": 0.3}})
+    return workbench.prepare(spec, space_file.load(folder / "space.yaml"), folder, [])
+
+
+def spelled_bench(folder: Path) -> workbench.Bench:
+    """One whose space has smaller vocabularies: 130 tokens split words, those that the texts use do not."""
+    spec = StudySpec.model_validate({**tiny.study(folder, tiny.SPELLED), "limits": {"latency_relative": None}})
+    content = tiny.space_content()
+    content["architecture"]["vocabulary"] = {"choice": [None, 130, 200]}
+    extra = Candidate(tiny.narrower(), distillation=Recipe("x", 0.0, (Term("hidden_mse"), Term("rkd"))))
+    return workbench.prepare(spec, space_file.parse(content), folder, [extra])

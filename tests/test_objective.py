@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdsearch import guard, objective, records, space_file, workbench
+from kdsearch import guard, objective, records, workbench
 from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Term
 from kdsearch.distillation.distil import Lesson
 from kdsearch.distillation.knowledge import view
@@ -15,27 +15,21 @@ from kdsearch.machine import held_memory
 from kdsearch.order import Order
 from kdsearch.records import COMPLETE, FAILED, REFUSED
 from kdsearch.students.build import build
-from kdsearch.study_file import Limits, StudySpec, Training
+from kdsearch.study_file import Limits, Training
 from kdsearch.tasks.batches import collate
-from tests import tiny
+from tests import teaching, tiny
 
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> workbench.Bench:
     monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
-    spec = StudySpec.model_validate({**tiny.study(tmp_path), "proxy": {"steps": 4, "batch_tokens": 256, "transfer_share": 0.3}})
-    return workbench.prepare(spec, space_file.load(tmp_path / "space.yaml"), tmp_path, [])
+    return teaching.bench(tmp_path)
 
 
 @pytest.fixture
 def spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> workbench.Bench:
-    """A bench whose space has smaller vocabularies: 130 tokens split words, those that the texts use do not."""
     monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
-    spec = StudySpec.model_validate({**tiny.study(tmp_path, tiny.SPELLED), "limits": {"latency_relative": None}})
-    content = tiny.space_content()
-    content["architecture"]["vocabulary"] = {"choice": [None, 130, 200]}
-    extra = Candidate(tiny.narrower(), distillation=Recipe("x", 0.0, (Term("hidden_mse"), Term("rkd"))))
-    return workbench.prepare(spec, space_file.parse(content), tmp_path, [extra])
+    return teaching.spelled_bench(tmp_path)
 
 
 def of_size(size: int | None, *knowledge: str) -> Candidate:

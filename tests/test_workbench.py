@@ -44,19 +44,13 @@ def test_the_cache_holds_what_the_baselines_use() -> None:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> workbench.Bench:
     monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
-    spec = StudySpec.model_validate({**tiny.study(tmp_path), "proxy": {"steps": 4, "batch_tokens": 256, "transfer_share": 0.3}})
-    return workbench.prepare(spec, space_file.load(tmp_path / "space.yaml"), tmp_path, [])
+    return teaching.bench(tmp_path)
 
 
 @pytest.fixture
 def spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> workbench.Bench:
-    """A bench whose space has smaller vocabularies: 130 tokens split words, those that the texts use do not."""
     monkeypatch.setenv("KDSEARCH_CACHE", str(tmp_path / "cache"))
-    spec = StudySpec.model_validate({**tiny.study(tmp_path, tiny.SPELLED), "limits": {"latency_relative": None}})
-    content = tiny.space_content()
-    content["architecture"]["vocabulary"] = {"choice": [None, 130, 200]}
-    extra = Candidate(tiny.narrower(), distillation=Recipe("x", 0.0, (Term("hidden_mse"), Term("rkd"))))
-    return workbench.prepare(spec, space_file.parse(content), tmp_path, [extra])
+    return teaching.spelled_bench(tmp_path)
 
 
 def test_what_short_distillations_read_is_kept_and_the_rest_is_told_when_it_is_read(tmp_path: Path, bench: workbench.Bench) -> None:

@@ -94,6 +94,7 @@ def test_weights_that_grow_and_stages_that_switch_are_no_divergence() -> None:
     for step in range(STEPS):
         see(growing, step, **{HARD: 0.5, "kd": 0.9})  # in all 0.5 at first, 90 in the end
         see(staged, step, **({"cos": 0.9} if step < STEPS / 2 else {"kd": 0.9}))
+        assert (growing.wild, staged.wild) == (0, 0)  # not one step counts as wild
 
 
 def test_a_loss_that_hardly_counts_yet_may_be_wild() -> None:
@@ -108,3 +109,5 @@ def test_published_scales_are_measured_by_what_guessing_scores_in_them() -> None
     one.composition.units["kd"] = 1000.0
     for step in range(STEPS):
         see(one, step, kd=4000.0 if step else 0.0)
+        assert one.wild == 0
+    assert stopped(one, range(STEPS), kd=5001.0)
