@@ -17,7 +17,8 @@ because a shared machine slows down and speeds up by itself. What a contender do
   P4        the controller's time for a trial that does nothing
 
 Each part is kept in --work when it is done, and a stopped command goes on behind it; --only runs the named parts anew, --again all of them.
-The last step writes the document from all that is there; the last line is JSON. All parts take about a quarter of an hour on two cores.
+The last step writes the document from all that is there; the last line is JSON. All parts take about half an hour on two cores, half of it
+for the accuracies.
 """
 
 import argparse
@@ -63,7 +64,8 @@ def race(case: str, names: list[str]) -> Callable[[Setting], dict[str, Any]]:
 
 def accuracy(setting: Setting) -> dict[str, Any]:
     """The part that trains for longer."""
-    return loop.accuracies(LOOP, setting.inputs("loop"), setting.work, setting.options.accuracy_steps, setting.report)
+    options = setting.options
+    return loop.accuracies(LOOP, setting.inputs("loop"), setting.work, options.accuracy_steps, options.accuracy_seeds, setting.report)
 
 
 def equal_time(setting: Setting) -> dict[str, Any]:
@@ -116,6 +118,7 @@ def main() -> None:
     parser.add_argument("--slot-seconds", type=float, default=2.0, help="length of a turn in P1")
     parser.add_argument("--search-seconds", type=float, default=90.0, help="wall time of each search in P3")
     parser.add_argument("--accuracy-steps", type=int, default=60)
+    parser.add_argument("--accuracy-seeds", type=int, default=3)
     parser.add_argument("--noop-trials", type=int, default=200, help="trials in P4")
     options = parser.parse_args()
     chosen = options.only.split(",") if options.only else list(PARTS)

@@ -17,7 +17,7 @@ def context() -> BaseContext:
     """The way to start a worker."""
     found = multiprocessing.get_context(METHOD)
     if METHOD == "forkserver":
-        found.set_forkserver_preload(["kdsearch.workers"])
+        found.set_forkserver_preload(["kdsearch.preloaded"])
     return found
 
 

@@ -17,6 +17,7 @@ from kdsearch import (
     earlier,
     estimate,
     finals,
+    guard,
     objective,
     records,
     remarks,
@@ -84,6 +85,7 @@ def run_study(
                 raise UserError(remark)
             if crew:
                 crew.load(workers.lesson(study, bench, extra))
+                guard.give_back()  # what the teacher's pass took
             bench.facts["teacher"] |= workbench.teacher_latency(bench)  # while the workers wait
             facts = session.write_facts(study, bench, count)
             taken = session.taken_as_before(study, store, sources, lambda: earlier.take(others, study, facts, extra))

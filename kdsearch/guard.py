@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import math
+import sys
 
 from kdsearch.machine import available_memory, held_memory
 
@@ -33,7 +34,7 @@ def refuse_large(parameters: int, frozen: int, most: float) -> None:
         return
     needed = OF_A_WEIGHT * parameters + OF_ITS_TRAINING * (parameters - frozen)
     if held_memory() + needed > most:
-        _give_back()  # what an earlier trial has left
+        give_back()  # what an earlier trial has left
     if (held := held_memory()) + needed > most:
         raise TooMuchMemoryError(
             f"{parameters:,} parameters need at least {needed / 1e9:.3g} GB to train, and beside the {held / 1e9:.3g} GB that the process "
@@ -55,8 +56,9 @@ def _limit(most: float) -> str:
     return f"the {most / 1e9:.3g} GB of a trial; a smaller student, fewer proxy.batch_tokens or workers, or a larger search.trial_gigabytes"
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return what is freed to the system; glibc keeps it for itself."""
     gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
         trim(0)

@@ -164,7 +164,7 @@ def forward(
     """Inference over rows in length buckets."""
     helper = accelerator(device)
     model.to(helper.device).eval()
-    with explicit_attention(model), threads(threads_for(model, FORWARD_TOKENS // 3)):  # a step is three forward passes
+    with explicit_attention(model), threads(threads_for(model, FORWARD_TOKENS)):
         for some in bucket(rows, encoded.lengths, FORWARD_TOKENS):
             batch = collate(encoded, some, pad_id, helper.device)
             with torch.inference_mode(), helper.autocast():

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from kdsearch import beside, objective, workbench
+from kdsearch import beside, guard, objective, workbench
 from kdsearch.candidate import Candidate
 from kdsearch.check import Study
 from kdsearch.distillation.loop import Progress
@@ -244,6 +244,7 @@ def _work(connection: Connection, threads: int, folder: Path, number: int, count
             with gate.own:
                 answer = measured(objective.evaluate, order, bench, progress)
             connection.send(answer)
+            guard.give_back()  # while the parent asks for the next
 
 
 def _ending(process: BaseProcess) -> str:

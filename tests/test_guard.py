@@ -1,6 +1,8 @@
+import sys
+
 import pytest
 
-from kdsearch import guard
+from kdsearch import guard, machine
 from kdsearch.guard import TooMuchMemoryError
 
 GIGABYTE = 1e9
@@ -43,3 +45,15 @@ def test_growth_is_refused_above_the_limit_alone() -> None:
         TooMuchMemoryError, match=r"the process holds 2 GB, more than the 1.99 GB of a trial; .* or a larger search.trial_gigabytes"
     ):
         guard.refuse_growth(1.99 * GIGABYTE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is kept, or nothing can be said to what keeps it")
+def test_freed_memory_is_given_back_to_the_system() -> None:
+    blocks, kept = [], []
+    for _ in range(1000):
+        blocks.append(bytearray(100_000))
+        kept.append(bytearray(1000))  # between them, so that what is freed is not the end of the heap
+    before = machine.held_memory()
+    del blocks
+    guard.give_back()
+    assert machine.held_memory() < before - 80e6

@@ -164,37 +164,52 @@ def summary(turns: list[dict[str, Any]], weights: int) -> dict[str, Any]:
     }
 
 
-def accuracies(names: list[str], inputs: Path, work: Path, steps: int, report: Report) -> dict[str, Any]:
-    """One longer training of every contender and student, as many at a time as there are cores, since nothing is timed here."""
+def accuracies(names: list[str], inputs: Path, work: Path, steps: int, seeds: int, report: Report) -> dict[str, Any]:
+    """Longer trainings of every contender and student, one a seed, as many at a time as there are cores, since nothing is timed here."""
     told = json.loads(inputs.read_text(encoding="utf-8"))
     found: dict[str, Any] = {}
     with started(names, inputs, work) as contenders, ThreadPoolExecutor(os.cpu_count()) as pool:
 
-        def all_students(name: str) -> dict[str, Any]:
-            return {student: contenders[name].ask(job_of(told, student, steps, 0, right=True)) for student in told["students"]}
+        def all_trainings(name: str) -> dict[str, list[dict[str, Any]]]:
+            return {
+                student: [contenders[name].ask(job_of(told, student, steps, seed, right=True)) for seed in range(seeds)]
+                for student in told["students"]
+            }
 
-        replies = dict(zip(names, pool.map(all_students, names), strict=True))
+        replies = dict(zip(names, pool.map(all_trainings, names), strict=True))
     for student in told["students"]:
-        right = {name: np.asarray(replies[name][student]["right"]) for name in names}
-        found[student] = agreement(right) | {"examples": {name: replies[name][student]["all_examples"] for name in names}}
+        right = {name: np.asarray([reply["right"] for reply in replies[name][student]]) for name in names}
+        examples = {name: replies[name][student][0]["all_examples"] for name in names}
+        found[student] = agreement(right) | {"examples": examples}
         report(f"accuracy {student}: " + ", ".join(f"{name} {value:.3f}" for name, value in found[student]["accuracy"].items()))
-    return {"students": found, "steps": steps, "examples_per_step": EXAMPLES_PER_STEP}
+    return {"students": found, "steps": steps, "seeds": seeds, "examples_per_step": EXAMPLES_PER_STEP}
 
 
 def agreement(right: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Accuracies; each contender's difference from kdsearch with the standard error of the rows' differences; whether it lies within a
-    point, or else within 2 standard errors."""
+    """Accuracies of what was right [seeds, rows]; each contender's difference from kdsearch with its standard error; whether it lies within
+    a point, or else within 2 standard errors.
+
+    error = sqrt(variance of the seeds' differences / seeds + variance of the rows' differences, in the mean over seeds, / rows): all seeds
+    share their rows, so that more of them do not make the rows' part smaller.
+    """
     right = {name: rows.astype(float) for name, rows in right.items()}
     differences = {name: right["kdsearch"] - rows for name, rows in right.items() if name != "kdsearch"}
+    errors = {name: _error(rows) for name, rows in differences.items()}
     return {
         "accuracy": {name: float(rows.mean()) for name, rows in right.items()},
         "difference": {name: float(rows.mean()) for name, rows in differences.items()},
-        "error": {name: float(rows.std(ddof=1) / math.sqrt(len(rows))) for name, rows in differences.items()},
-        "within": {name: _within(rows) for name, rows in differences.items()},
+        "error": errors,
+        "within": {name: _within(float(rows.mean()), errors[name]) for name, rows in differences.items()},
     }
 
 
-def _within(difference: np.ndarray) -> str:
-    if abs(difference.mean()) <= 0.01:
+def _error(differences: np.ndarray) -> float:
+    by_seed, by_row = differences.mean(1), differences.mean(0)
+    chance = by_seed.var(ddof=1) / len(by_seed) if len(by_seed) > 1 else 0.0
+    return math.sqrt(chance + by_row.var(ddof=1) / len(by_row))
+
+
+def _within(difference: float, error: float) -> str:
+    if abs(difference) <= 0.01:
         return "a point"
-    return "2 SE" if abs(difference.mean()) <= 2 * difference.std(ddof=1) / math.sqrt(len(difference)) else "neither"
+    return "2 SE" if abs(difference) <= 2 * error else "neither"

@@ -79,29 +79,31 @@ def watch(command: list[str], surroundings: dict[str, str], scratch: Path, secon
         process = subprocess.Popen(command, stdout=log, stderr=log, env=surroundings, cwd=scratch, start_new_session=True)
         try:
             while (passed := time.time() - start) < seconds and process.poll() is None:
-                points += new_points(scratch, len(points), passed, start)
+                points += new_points(scratch, points, passed, start)
                 if passed - weighed > WEIGH:
                     weighed, now = passed, memory_of(process.pid)
                     peak = {kind: max(peak[kind], now[kind]) for kind in peak}
                 time.sleep(LOOK)
         finally:
             end_tree(process)
-    points += new_points(scratch, len(points), seconds, start)
+    points += new_points(scratch, points, seconds, start)
     points = [point for point in points if point["second"] <= seconds]
     if not points and process.returncode not in (0, -signal.SIGKILL):
         raise RuntimeError(f"{' '.join(command)} ended:\n{(scratch / 'log').read_text(encoding='utf-8', errors='replace')[-2000:]}")
     return points, peak
 
 
-def new_points(scratch: Path, known: int, passed: float, start: float) -> list[Point]:
-    """What was found since the last look. kdsearch's records have no time of day, so theirs is that of the look."""
+def new_points(scratch: Path, known: list[Point], passed: float, start: float) -> list[Point]:
+    """What was found since the last look. kdsearch's records stand in the order of their trials, not in that in which they were told, and
+    have no time of day, so theirs is that of the look."""
     notes, own = scratch / "notes.jsonl", scratch / "study" / "trials.jsonl"
     if own.is_file():
         states = (records.COMPLETE, records.STOPPED)
         trained = [record for record in records.read(own) if record.measurement.state in states and record.duplicate_of is None]
-        return [{"second": passed, "trial": record.trial, **_student(record)} for record in trained[known:]]
+        seen = {point["trial"] for point in known}
+        return [{"second": passed, "trial": record.trial, **_student(record)} for record in trained if record.trial not in seen]
     lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
-    told = [json.loads(line) for line in lines[known:] if line.endswith("}")]
+    told = [json.loads(line) for line in lines[len(known) :] if line.endswith("}")]
     return [{"second": line.pop("time") - start, **line} for line in told]
 
 

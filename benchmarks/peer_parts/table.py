@@ -123,8 +123,8 @@ def _accuracy(found: Results) -> str:
     head = ["student", "contender", "examples", "accuracy", "kdsearch - it, points", "agree within"]
     return f"""### Accuracies of the loop
 
-After {found["steps"]} steps of about {found["examples_per_step"]} examples, on validation and test rows; ± the standard error of the rows'
-differences, which leaves out chance in training.
+After {found["steps"]} steps of about {found["examples_per_step"]} examples, on validation and test rows, means of {found["seeds"]}
+seeds; ± the standard error of the differences, of rows and of seeds.
 
 {_rows(head, rows)}
 """

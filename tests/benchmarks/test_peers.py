@@ -13,8 +13,9 @@ import torch
 
 from benchmarks import naive, peers
 from benchmarks.peer_parts import first_step, inputs, loop, probe, searches, table, verdict
-from kdsearch import cost, search_space, space_file
+from kdsearch import cost, records, search_space, space_file
 from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Term, from_dict
+from kdsearch.records import COMPLETE, Measurement, Record
 from kdsearch.students.build import build
 from kdsearch.students.families import narrow
 from tests import tiny
@@ -43,7 +44,7 @@ RAN = {"part_seconds": 60.0, "load_before": 0.5, "date": "2026-01-01", "command"
 
 
 def results() -> dict[str, Any]:
-    right = {name: np.arange(200) % 4 > 0 for name in peers.LOOP} | {"TextBrewer": np.arange(200) % 2 > 0}
+    right = {name: np.arange(200)[None] % 4 > 0 for name in peers.LOOP} | {"TextBrewer": np.arange(200)[None] % 2 > 0}
     agreed = loop.agreement(right) | {"examples": dict.fromkeys(peers.LOOP, 1920)}
     points = [{"second": float(second), "trial": second, "accuracy": 0.6, "latency_relative": 0.5} for second in (10, 50, 80)]
     kept = searches.at_marks(points, [30.0, 60.0, 90.0], 0.5)
@@ -66,7 +67,7 @@ def results() -> dict[str, Any]:
             "steps": 50,
         },
         "P4": {"milliseconds": milliseconds},
-        "accuracy": {"students": {"2x128": agreed}, "steps": 60, "examples_per_step": 32},
+        "accuracy": {"students": {"2x128": agreed}, "steps": 60, "seeds": 1, "examples_per_step": 32},
     }
     return {part: {**told, **RAN} for part, told in found.items()}
 
@@ -111,14 +112,25 @@ def test_what_is_printed_leaves_out_raw_data() -> None:
 
 
 def test_within_a_point_or_else_two_errors() -> None:
-    base = np.arange(400) % 2
+    base = np.tile(np.arange(400) % 2, (2, 1))
     close, noisy, far = base.copy(), base.copy(), base.copy()
-    close[0] = 1
-    noisy[:48:2] = 1  # 24 rows better ..
-    noisy[49:81:2] = 0  # .. and 16 worse: two points, with an error of one and a half
-    far[:80:2] = 1
+    close[:, 0] = 1
+    noisy[:, :48:2] = 1  # 24 rows better ..
+    noisy[:, 49:81:2] = 0  # .. and 16 worse: two points, with an error of one and a half
+    far[:, :80:2] = 1
     told = loop.agreement({"kdsearch": base, "close": close, "noisy": noisy, "far": far})
     assert told["within"] == {"close": "a point", "noisy": "2 SE", "far": "neither"}
+    assert loop.agreement({"kdsearch": base[:1], "far": far[:1]})["error"] == {"far": told["error"]["far"]}  # two seeds alike are as one
+
+
+def test_seeds_that_disagree_are_part_of_the_error() -> None:
+    base = np.tile(np.arange(400) % 2, (2, 1))
+    other = base.copy()
+    other[0, :80:2] = 1  # ten points with one seed, none with the other
+    told = loop.agreement({"kdsearch": base, "other": other})
+    assert told["difference"]["other"] == pytest.approx(-0.05)
+    rows = np.repeat([-0.5, 0.0], [40, 360])
+    assert told["error"]["other"] == pytest.approx(math.sqrt(0.05**2 + rows.var(ddof=1) / 400))
 
 
 def test_the_probe_counts_operations_per_second() -> None:
@@ -135,6 +147,21 @@ def test_trials_and_hypervolume_at_each_mark() -> None:
     told = searches.at_marks(points, [5.0, 30.0, 90.0], 0.5)
     assert told["trials"] == [0, 1, 3]
     assert told["hypervolume"] == pytest.approx([0.0, 0.2 * math.log(2), 0.2 * math.log(2)])
+
+
+def test_a_trial_that_is_told_before_an_earlier_one_is_found_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+
+    def told(*trials: int) -> None:
+        found = Measurement(COMPLETE, accuracy=0.7, latency_relative=0.5)
+        records.write(folder / "trials.jsonl", [Record(trial, {}, found, seed=0) for trial in trials])
+
+    told(0, 2)
+    points = searches.new_points(tmp_path, [], 1.0, 0.0)
+    told(0, 1, 2, 3)  # the records stand in the order of their trials
+    points += searches.new_points(tmp_path, points, 2.0, 0.0)
+    assert [(point["trial"], point["second"]) for point in points] == [(0, 1.0), (2, 1.0), (1, 2.0), (3, 2.0)]
 
 
 def test_gaps_are_between_trials_of_one_process() -> None:
