@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
-from kdsearch import cost, search_space, space_file, starts, study_file, teacher, within
+from kdsearch import cost, samplers, search_space, space_file, starts, study_file, teacher, within
 from kdsearch.candidate import OTHER_MODELS, Architecture, Recipe
 from kdsearch.distillation.knowledge import shapes_of
 from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
@@ -78,9 +78,9 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
         raise UserError(list(dict.fromkeys(messages)))
     spec = StudySpec(**right)
     assert space is not None
-    changed = {key: value for key, value in (overrides or {}).items() if value is not None}
-    search = study_file.Search.model_validate({**spec.search.model_dump(), **changed})
-    return Study(base, spec.model_copy(update={"search": search}), space, folder)
+    spec = study_file.changed(spec, overrides or {})
+    samplers.refuse_unusable(spec.search, space)
+    return Study(base, spec, space, folder)
 
 
 def from_facts(facts: dict[str, Any], folder: Path) -> Study:

@@ -1,6 +1,5 @@
 """What each command does, from files to files: the command line calls these, and so may a program."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -80,7 +79,8 @@ def run_study(
         ):
             bench = workbench.prepare(study.spec, study.space, study.base, extra, display.progress)
             bench = replace(bench, most_bytes=session.most_bytes_as_before(study, store, count))
-            study_store.same_as_before(store, {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]})
+            keys = {"teacher's weights": bench.facts["teacher"]["key"], "data": bench.facts["task"]["key"]}
+            study_store.same_as_before(store, {**keys, "corpus or a model that students start from": session.files_key(study)})
             if remark := remarks.on_teacher_flops(budget.work(study.spec, bench.facts).teacher, study.spec.search):
                 raise UserError(remark)
             if crew:
@@ -186,7 +186,7 @@ def write_guideline(place: Path) -> Path:
 
 def picked(folder: study_folder.StudyFolder, pick: str) -> int:
     """The trial that a pick names: knee, fastest or best of the front, or a trial's number."""
-    picks = front.document(folder)["picks"]
+    picks = front.picks(folder)
     if pick in picks:
         return picks[pick]
     if not pick.isdecimal():
@@ -285,8 +285,7 @@ def _write_results(store: Any, around: search.Surroundings, console: Console) ->
     """Everything that is made from the records."""
     folder, plan = around.folder, around.plan
     loaded = study_folder.load(folder)
-    records.write_text(folder / "front.json", json.dumps(front.document(loaded), indent=2))
-    written = [folder / "trials.jsonl", folder / "front.json", write_guideline(folder), html.write(loaded)]
+    written = [folder / "trials.jsonl", front.write(loaded), write_guideline(folder), html.write(loaded)]
     dashboard.publish(store, loaded)
     tables.show_front(loaded, console)
     seconds = store.user_attrs.get(study_store.SECONDS, 0.0)
@@ -294,7 +293,7 @@ def _write_results(store: Any, around: search.Surroundings, console: Console) ->
     if rate := loaded.facts["rate"]:
         effort = remarks.on_effort(loaded.records, seconds * loaded.facts["workers"], rate, around.work)
         said = [effort, *said] if effort else said
-    sure = loaded.confirmed is not None or plan.finalists > 0  # these come at the end of the search
-    unsure = remarks.on_confirmation(len(front.on_front(loaded)), sure, str(folder))
+    # The finalists come at the end of the search.
+    unsure = None if plan.finalists else remarks.on_confirmation(front.unconfirmed(loaded), len(front.on_front(loaded)), str(folder))
     said = [*said, unsure] if unsure else said
     console.print("\n".join([*said, *(str(path) for path in written)]), markup=False, highlight=False)

@@ -41,33 +41,30 @@ class Student:
         return f"no-kd twin of {self.twin_of}" if self.trial is None else str(self.trial)
 
 
+Key = tuple[str, str, int, int]
+
+
 @dataclass(frozen=True)
 class Job:
-    """One full training."""
+    """One full training; ``under``: a hash of what it depends on besides, the teacher, the data and how students are trained."""
 
     student: Student
     seed: int
     steps: int
+    under: str = ""
 
     @property
-    def key(self) -> tuple[str, int, int]:
-        """What tells it from the others, in every session."""
-        return self.student.name, self.seed, self.steps
+    def key(self) -> Key:
+        """What tells it from the others, in every session: the candidate and not its trial, whose number may be another's by then."""
+        return self.student.candidate.key(), self.under, self.seed, self.steps
 
 
 @dataclass(frozen=True)
 class Line:
-    """A full training that was done: whose, with which seed, for how many steps, and what was found."""
+    """A full training that was done: its job's key, and what was found."""
 
-    student: str
-    seed: int
-    steps: int
+    key: Key
     found: Measurement
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        """That of the job."""
-        return self.student, self.seed, self.steps
 
 
 class Store:
@@ -84,7 +81,7 @@ class Store:
     def add(self, job: Job, found: Measurement) -> None:
         """Keep what a training found, on disk at once."""
         one = job.student
-        head = {"student": one.name, "trial": one.trial, "seed": job.seed, "of": job.steps}
+        head = {"student": one.name, "trial": one.trial, "seed": job.seed, "of": job.steps, "under": job.under}
         row = {**head, **asdict(found), "candidate": one.candidate.to_dict()}
         with self.lock:
             before = self.path.stat().st_size if self.path.is_file() else 0
@@ -125,7 +122,7 @@ def students(able: Sequence[Record], knee: int, yardsticks: Sequence[Record], co
 
 
 def document(store: Store, jobs: Sequence[Job], proxy_steps: int, reference: tuple[float, float]) -> dict[str, Any]:
-    """The content of confirmed.json: a row for each student of these jobs, what they tell of the proxy, and that in words.
+    """The content of confirmed.json: a row for each student of these jobs, the picks, what they tell of the proxy, and that in words.
 
     A student's accuracy, divergence and latency are the mean, the mean and the median over its seeds; the standard error of its accuracy
     is sqrt(variance of the seeds / seeds + mean error over rows^2). Whether it is inside a limit, the median over its seeds decides.
@@ -144,10 +141,20 @@ def document(store: Store, jobs: Sequence[Job], proxy_steps: int, reference: tup
     return {
         "steps": jobs[0].steps,
         "seeds": seeds,
+        "picks": _picks(rows, reference[0]),
         "students": sorted(rows, key=lambda row: math.inf if row["latency_relative"] is None else row["latency_relative"]),
         "fidelity": asdict(told),
         "sentences": [*fidelity.in_words(told), *_worth(rows)],
     }
+
+
+def _picks(rows: Sequence[dict[str, Any]], guessing: float) -> dict[str, int]:
+    """Trial number of the knee, the fastest and the best student by full trainings, of those that beat guessing by two standard errors; a
+    twin is nobody's trial."""
+    able = [row for row in rows if row["feasible"] and row["trial"] is not None]
+    able = [row for row in able if row["accuracy"] - 2 * row["accuracy_se"] > guessing] or able
+    found = pareto.picks([row["accuracy"] for row in able], [row["latency_relative"] for row in able])
+    return {name: able[index]["trial"] for name, index in found.items()}
 
 
 def _fidelity(whole: Sequence[tuple[Student, list[Measurement]]], proxy_steps: int, reference: tuple[float, float]) -> Fidelity:
@@ -165,6 +172,7 @@ def _fidelity(whole: Sequence[tuple[Student, list[Measurement]]], proxy_steps: i
         parameters=fidelity.agreement(sizes["parameters"], full, latency),
         flops=fidelity.agreement(sizes["flops"], full, latency),
         ceiling=fidelity.ceiling(seeds) if whole else None,
+        as_a_seed=fidelity.as_a_seed(short, seeds) if whole else None,
         regret=fidelity.regret(among[0], among[1], among[2], reference),
         reference=reference,
     )
@@ -180,7 +188,7 @@ def _worth(rows: Sequence[dict[str, Any]]) -> list[str]:
             gain, error = pick["accuracy"] - twin["accuracy"], math.hypot(pick["accuracy_se"], twin["accuracy_se"])
             said.append(
                 f"Trial {pick['trial']} without distillation, on the labels alone, has {twin['accuracy']:.3f}: distillation is worth "
-                f"{100 * gain:+.1f} ± {100 * error:.1f} points."
+                f"{100 * gain:+.1f} points, ± {100 * error:.1f} at most: both answer the same rows."
             )
     return said
 
@@ -231,4 +239,5 @@ def _student(record: Record, role: str) -> Student:
 
 
 def _line(row: dict[str, Any]) -> Line:
-    return Line(row["student"], row["seed"], row["of"], records.from_dict(row).measurement)
+    key = from_dict(row["candidate"]).key(), row.get("under", ""), row["seed"], row["of"]
+    return Line(key, records.from_dict(row).measurement)

@@ -17,6 +17,7 @@ from kdsearch.candidate import Candidate
 from kdsearch.check import Study
 from kdsearch.confirmed import Job, Store
 from kdsearch.display import Display
+from kdsearch.kept import digest
 from kdsearch.order import Order, derived, seed_of
 from kdsearch.records import COMPLETE, STOPPED, Measurement, Record
 from kdsearch.report import front, html, study_folder, tables
@@ -27,14 +28,21 @@ Hands = tuple[Callable[[Order], Measurement], int]  # who evaluates, and in how 
 
 def jobs(study: Study, folder: StudyFolder, count: int, seeds: int) -> list[Job]:
     """The full trainings of up to ``count`` finalists, the knee's twin without distillation and the baselines; none on an empty front."""
-    picks = front.picks(folder)
+    picks = front.short_picks(folder)
     if not picks:
         return []
     yardsticks = [record for record in front.trained(folder.records) if record.baseline]
     students = confirmed.students(front.eligible(folder), picks["knee"], yardsticks, count, front.reference(folder))
     own = seed_of(study.spec.search)
     full = [derived(own, number, "confirm") for number in range(seeds)]  # the same for all: equal data order makes differences clearer
-    return [Job(student, seed, study.spec.train.steps) for seed in full for student in students]
+    under = _conditions(study, folder.facts)
+    return [Job(student, seed, study.spec.train.steps, under) for seed in full for student in students]
+
+
+def _conditions(study: Study, facts: dict[str, Any]) -> str:
+    """A hash of what full trainings depend on, and may be changed between two commands: theirs count only where it is the same."""
+    spec = study.spec.model_dump(mode="json", include={"train", "target", "limits"})
+    return digest(facts["teacher"]["key"], facts["task"]["key"], json.dumps(spec, sort_keys=True))
 
 
 def keeper(study: Study, facts: dict[str, Any], baselines: int, count: int) -> Callable[[Sequence[Record]], float]:
@@ -70,7 +78,9 @@ def confirm(
     if all(row["seeds"] == 0 for row in document["students"]):
         raise RuntimeError(f"none of the {len(todo)} full trainings came to its end; the last one: {store.lines[-1].found.reason}")
     records.write_text(study.folder / confirmed.TABLE, json.dumps({"study": study.spec.name, **document}, indent=2))
-    html.write(study_folder.load(study.folder))
+    folder = study_folder.load(study.folder)
+    front.write(folder)
+    html.write(folder)
     tables.show_confirmed(document, study.spec.name, console)
     console.print(str(study.folder / confirmed.TABLE), markup=False, highlight=False)
     return document

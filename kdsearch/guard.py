@@ -16,6 +16,10 @@ class TooMuchMemoryError(RuntimeError):
     """A trial needs more memory than it may have."""
 
 
+# What a trial that did not fit into the memory raised: here, in Python, or in PyTorch on a GPU.
+TOO_LARGE = (TooMuchMemoryError.__name__, MemoryError.__name__, "OutOfMemoryError")
+
+
 def most_bytes(gigabytes: float | None, workers: int) -> float:
     """Bytes that a process which evaluates may hold, teacher and all: ``search.trial_gigabytes``, or its share of nine tenths of what is
     available now; one process alone has what it holds already, too."""

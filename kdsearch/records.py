@@ -14,6 +14,10 @@ from typing import Any
 COMPLETE, STOPPED, REFUSED, FAILED = "complete", "stopped", "refused", "failed"
 
 
+class NobodyLeftError(RuntimeError):
+    """Nobody can evaluate any more: no finding of a trial, but the end of the search."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """What the objective measured on one candidate; what could not be measured is None.
@@ -100,7 +104,11 @@ def own(found: Iterable[Record]) -> list[Record]:
 
 
 def measured(evaluate: Callable[..., Measurement], *arguments: Any) -> Measurement:
-    """What an evaluation found; what it raised, or a number that is none, becomes the reason of a failed measurement."""
+    """What an evaluation found; what it raised, or a number that is none, becomes the reason of a failed measurement.
+
+    Raises:
+        NobodyLeftError: it was not evaluated at all.
+    """
     start = time.perf_counter()
     try:
         found = evaluate(*arguments)
@@ -108,6 +116,8 @@ def measured(evaluate: Callable[..., Measurement], *arguments: Any) -> Measureme
         odd = {name: value for name, value in numbers.items() if value is None or not math.isfinite(value)}
         if found.state in (COMPLETE, STOPPED) and odd:
             raise ArithmeticError(f"not finite: {', '.join(f'{name} {value}' for name, value in odd.items())}")
+    except NobodyLeftError:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         text = "".join(traceback.format_exception(error))[-4000:]

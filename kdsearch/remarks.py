@@ -23,11 +23,14 @@ def after_run(known: Sequence[Record], plan: Search, spent: Spent) -> list[str]:
     return [remark for remark in (_on_front(known, full is not None), full) if remark]
 
 
-def on_confirmation(found: int, confirmed: bool, place: str) -> str | None:
-    """That a front of so many students was not trained in full yet, and how to; None: nothing to say."""
-    if not found or confirmed:
+def on_confirmation(short: int, front: int, place: str) -> str | None:
+    """That so many students of a front were not trained in full yet, and how to; None: nothing to say."""
+    if not short:
         return None
-    return f"The front is by short distillations; `kdsearch confirm {place}` trains its students in full, with seeds."
+    who = (
+        "The front is by short distillations" if short == front else f"{short} of the front's {front} students were not trained in full yet"
+    )
+    return f"{who}; `kdsearch confirm {place}` trains its students in full, with seeds."
 
 
 def on_finalists(trainings: int, seconds: float, spec: StudySpec) -> str | None:

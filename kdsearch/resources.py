@@ -32,10 +32,13 @@ def looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~", PACKAGE)) or name.count("/") > 1 or Path(name).suffix in {".csv", ".json", ".jsonl", ".parquet"}
 
 
+CACHE_VARIABLE = "KDSEARCH_CACHE"
+
+
 def cache_folder() -> Path:
     """Where fine-tuned teachers and their outputs are kept: KDSEARCH_CACHE, else the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdsearch"
-    return Path(os.environ.get("KDSEARCH_CACHE", default))
+    return Path(os.environ.get(CACHE_VARIABLE, default))
 
 
 def file_sha256(path: Path) -> str:

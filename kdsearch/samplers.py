@@ -9,8 +9,10 @@ from typing import Any
 import optuna
 from optuna.samplers import BaseSampler
 
+from kdsearch import search_space
 from kdsearch.errors import UserError
 from kdsearch.order import derived
+from kdsearch.space_file import SearchSpace
 from kdsearch.study_file import Search
 
 # Up to so many trials that all run to the end, GP was ahead of TPE on a synthetic space (and takes seconds for an ask beyond them).
@@ -70,6 +72,30 @@ class _AtPlace(optuna.samplers.QMCSampler):
 
     def _find_sample_id(self, study: optuna.Study, search_space: dict[str, Any]) -> int:
         return self.place
+
+
+def refuse_unusable(plan: Search, space: SearchSpace) -> None:
+    """Ask a sampler of the user's own for two students, in a study of two objectives that is thrown away.
+
+    Raises:
+        UserError: it cannot be imported or made, or it does not do that.
+    """
+    if ":" not in plan.sampler:
+        return
+    make = imported(plan.sampler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of is said when it searches
+            study = optuna.create_study(sampler=make(0), directions=["maximize", "minimize"])
+            for _ in range(2):
+                trial = study.ask()
+                search_space.suggest(space, trial)
+                study.tell(trial, [0.5, 0.0])
+    except Exception as error:
+        raise UserError(
+            f"search.sampler: must be made by its seed alone and propose students for two objectives; {plan.sampler} says "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; choose another"
+        ) from None
 
 
 def imported(name: str) -> Callable[[int], BaseSampler]:

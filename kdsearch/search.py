@@ -319,7 +319,7 @@ def callers(count: int) -> Iterator[Executor]:
 
 def _stop_on_failures(known: Sequence[Record], plan: Search) -> None:
     last = [record for record in known if record.duplicate_of is None][-plan.max_failures_in_a_row :]
-    too_large = all((record.measurement.reason or "").startswith(guard.TooMuchMemoryError.__name__) for record in last)
+    too_large = all((record.measurement.reason or "").startswith(guard.TOO_LARGE) for record in last)
     if too_large and any(record.measurement.state in (COMPLETE, STOPPED) for record in known):
         return  # some students fit the memory and some do not, which is no fault of the study
     if len(last) == plan.max_failures_in_a_row and all(record.measurement.state == FAILED for record in last):

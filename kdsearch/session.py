@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from kdsearch import earlier, guard, records, study_store, workers
+from kdsearch import earlier, guard, records, search_space, starts, study_store, workers
 from kdsearch.check import Study
 from kdsearch.earlier import Taken
 from kdsearch.errors import UserError
 from kdsearch.machine import accelerator, matrix_product_rate, use_precision
+from kdsearch.resources import resolve
 from kdsearch.workbench import Bench
 
 PACKAGES = ("kdsearch-distill", "torch", "transformers", "optuna", "datasets", "accelerate", "scikit-learn", "plotly")
@@ -35,6 +36,20 @@ def fingerprint(study: Study) -> dict[str, Any]:
     spec = study.spec.model_dump(mode="json")
     search_part = {key: spec["search"][key] for key in SEARCHED_WITH}
     return {key: spec[key] for key in IDENTITY} | {"space": study.space.content, **search_part}
+
+
+def files_key(study: Study) -> str:
+    """A hash of the files besides teacher and data that students are made from: the corpus, and models that they start from."""
+    starting = {candidate.initialization for candidate in search_space.each_branch(study.space) if candidate.initialization.model}
+    places = [Path(starts.source(start, study.base)) for start in starting]
+    if study.spec.task.corpus:
+        places.append(resolve(study.spec.task.corpus, study.base) or Path())
+    found = hashlib.sha256()
+    for place in sorted(places):
+        for file in [place] if place.is_file() else sorted(one for one in place.rglob("*") if one.is_file()):
+            with file.open("rb") as stream:
+                found.update(hashlib.file_digest(stream, "sha256").digest())
+    return found.hexdigest()[:16]
 
 
 def refuse_other_study(study: Study) -> None:
@@ -109,6 +124,16 @@ def most_bytes_as_before(study: Study, store: Any, count: int) -> float:
     return guard.most_bytes(given, count) if given else study_store.as_before(store, "bytes of a process", guard.most_bytes(None, count))
 
 
+def _processor(device: str) -> str:
+    """The model of the GPU, or of the processor; where that is not told its architecture."""
+    if device != "cpu":
+        return f"{platform.machine()}, {torch.cuda.get_device_name(device)}"
+    place = Path("/proc/cpuinfo")
+    lines = place.read_text(encoding="utf-8").splitlines() if place.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return ", ".join(filter(None, (platform.machine(), names[0] if names else platform.processor())))
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """The study's folder for one process alone.
@@ -155,8 +180,8 @@ def write_facts(study: Study, bench: Bench, count: int) -> dict[str, Any]:
         "spec": study.spec.model_dump(mode="json"),
         "space": study.space.content,
         **bench.facts,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}, "
-        f"training in {'float32' if precision == 'no' else precision}",
+        "machine": f"{_processor(study.spec.target.device)}, {torch.get_num_threads()} threads, {platform.system()}, "
+        f"Python {platform.python_version()}, training in {'float32' if precision == 'no' else precision}",
         "workers": count,
         "precision": precision,
         # FLOP/s of what one worker may use; on a GPU it is not measured

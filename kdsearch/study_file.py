@@ -210,6 +210,20 @@ def load(path: Path) -> StudySpec:
     return StudySpec(**right)
 
 
+def changed(spec: StudySpec, options: dict[str, Any]) -> StudySpec:
+    """The study with other settings of its search, those that are not None: options of the command line.
+
+    Raises:
+        UserError: all that are wrong.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        search = Search.model_validate({**spec.search.model_dump(), **given})
+    except ValidationError as error:
+        raise UserError([f"{'--' if item['loc'] else ''}{_explain(item)}" for item in error.errors()]) from None
+    return spec.model_copy(update={"search": search})
+
+
 def _explain(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
@@ -28,6 +28,7 @@ from kdsearch.records import FAILED, STOPPED, Measurement, Record
 from kdsearch.together import Storage, storage_of, together
 
 MADE_BY, SECONDS = "made by", "seconds searched"
+DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize"]
 METRICS = ["accuracy", "log latency (relative to the teacher)"]
 MOST_RETRIES = 3
 # What a retry takes over from the trial that was interrupted.
@@ -46,13 +47,15 @@ def open_study(storage: str, name: str, facts: dict[str, Any]) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
-            study = optuna.create_study(storage=backend(storage), study_name=name, directions=["maximize", "minimize"], load_if_exists=True)
+            study = optuna.create_study(storage=backend(storage), study_name=name, directions=DIRECTIONS, load_if_exists=True)
         except (SQLAlchemyError, ImportError, ValueError, optuna.exceptions.OptunaError) as error:
             raise _closed(storage, error) from None
         # Optuna takes up a study of that name whatever it was made for, and whatever its directions are.
-        if study.trials and study.user_attrs.get(MADE_BY) != "kdsearch":
+        theirs = [direction.name.lower() for direction in study.directions]
+        if theirs != DIRECTIONS or (study.trials and study.user_attrs.get(MADE_BY) != "kdsearch"):
             raise UserError(
-                f"storage {shown(storage)}: its study '{name}' was not made by kdsearch; give this one another name or --storage"
+                f"storage {shown(storage)}: its study '{name}' was not made by kdsearch (it has {len(study.trials)} trials, and goes for "
+                f"{', '.join(theirs)}); give this one another name or --storage"
             )
         study.set_user_attr(MADE_BY, "kdsearch")
         study.set_metric_names(METRICS)
@@ -230,6 +233,21 @@ def close_interrupted(study: optuna.Study) -> None:
             study.tell(trial.number, values(record, floor, teacher_flops), state=state(record))
         else:
             _close(study, trial)
+    _queue_by_place(study)
+
+
+def _queue_by_place(study: optuna.Study) -> None:
+    """Optuna takes what waits by its number, and a retry has a later one than what was queued after the trial that it retries: such are
+    queued anew, in the order of their places, those without a place yet last. What a kill left twice is queued once."""
+    waiting = study.get_trials(states=[TrialState.WAITING])
+    ordered = sorted(waiting, key=lambda trial: math.inf if (place := place_of(trial)) is None else place)
+    once = {tuple(trial.user_attrs.get(key) for key in ("baseline", "start", "place")): trial for trial in ordered}
+    if [trial.number for trial in once.values()] == [trial.number for trial in waiting]:
+        return
+    for trial in once.values():
+        study.enqueue_trial(trial.system_attrs.get("fixed_params", {}), user_attrs=trial.user_attrs)
+    for trial in waiting:
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
 def _close(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -276,12 +294,17 @@ def tell(study: optuna.Study, trial: optuna.Trial, record: Record, note: str, fl
 
 
 def _save_note(study: optuna.Study, trial: optuna.Trial, body: str) -> None:
-    """What optuna_dashboard.save_note writes of a trial that has no note yet; that function reads the notes of all others each time."""
+    """What optuna_dashboard.save_note writes of a trial that has no note yet; that function reads the notes of all others each time. A
+    note that a reader has written while it ran stays."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from optuna_dashboard._note import note_ver_key, split_body  # noqa: PLC0415 - its import warns
-    for key, value in {note_ver_key(trial._trial_id): 1, **split_body(body, trial._trial_id)}.items():
-        study._storage.set_study_system_attr(study._study_id, key, value)
+    storage, attributes = storage_of(study), {note_ver_key(trial._trial_id): 1, **split_body(body, trial._trial_id)}
+    if storage:
+        storage.add_study_attrs(study._study_id, attributes)
+    elif not attributes.keys() & study._storage.get_study_system_attrs(study._study_id).keys():
+        for key, value in attributes.items():
+            study._storage.set_study_system_attr(study._study_id, key, value)
 
 
 def state(record: Record) -> TrialState:

@@ -61,12 +61,19 @@ class Storage(optuna.storages.RDBStorage):
         else:
             self._hold(models.TrialSystemAttributeModel, trial_id, key, value)
 
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:  # noqa: D102
-        if self.held is None:
-            super().set_study_system_attr(study_id, key, value)
-        else:
-            kept = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
-            self.held.append(lambda session: session.add(models.StudySystemAttributeModel(**kept)))
+    def add_study_attrs(self, study_id: int, attributes: dict[str, Any]) -> None:
+        """Set system attributes of a study, unless the first of them is there already: all, or none."""
+        table, first = models.StudySystemAttributeModel, next(iter(attributes))
+
+        def write(session: Any) -> None:
+            if session.query(table).filter_by(study_id=study_id, key=first).one_or_none() is None:
+                session.add_all(table(study_id=study_id, key=key, value_json=json.dumps(value)) for key, value in attributes.items())
+
+        if self.held is not None:
+            self.held.append(write)
+            return
+        with _create_scoped_session(self.scoped_session) as session:
+            write(session)
 
     def _hold(self, table: Any, trial_id: int, key: str, value: Any) -> None:
         assert self.held is not None

@@ -5,6 +5,7 @@ Each imports and loads once; what the teacher said is on disk and shared. A proc
 """
 
 import math
+import os
 import queue
 import signal
 import sys
@@ -12,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,7 +28,8 @@ from kdsearch.check import Study
 from kdsearch.distillation.loop import Progress
 from kdsearch.machine import accelerator, cores, use_precision
 from kdsearch.order import Order
-from kdsearch.records import FAILED, Measurement, measured
+from kdsearch.records import FAILED, Measurement, NobodyLeftError, measured
+from kdsearch.resources import CACHE_VARIABLE, cache_folder
 from kdsearch.space_file import SearchSpace
 from kdsearch.study_file import StudySpec
 from kdsearch.workbench import Bench
@@ -43,8 +45,8 @@ def count_for(spec: StudySpec) -> int:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a process needs to prepare its bench: the study, the candidates outside of its space, what the main process found, and how many
-    bytes of memory each may hold."""
+    """What a process needs to prepare its bench: the study, the candidates outside of its space, what the main process found, how many
+    bytes of memory each may hold, and where the cache is now: what processes are copied from may have started with another."""
 
     spec: StudySpec
     space: SearchSpace
@@ -53,6 +55,7 @@ class Lesson:
     known: workbench.Known
     precision: str
     most_bytes: float = math.inf
+    cache: Path = field(default_factory=cache_folder)
 
 
 def lesson(study: Study, bench: Bench, extra: list[Candidate]) -> Lesson:
@@ -117,7 +120,8 @@ class Workers:
         """Start all; with a lesson, load it too."""
         self.folder = tempfile.TemporaryDirectory(prefix="kdsearch-")
         try:
-            self.all = {number: self._started(number) for number in range(self.count)}
+            for number in range(self.count):
+                self.all[number] = self._started(number)
             if self.lesson:
                 self.load(self.lesson)
         except BaseException:
@@ -146,7 +150,7 @@ class Workers:
         worker, start = self.idle.get(), time.perf_counter()
         if worker is None:
             self.idle.put(None)
-            raise RuntimeError("no worker process is left")
+            raise NobodyLeftError("no worker process is left; its trials are tried again when the same command goes on")
         answer: Any = ("", 0, 0)
         try:
             worker.connection.send(order)
@@ -154,7 +158,7 @@ class Workers:
                 self.progress(*answer)
         except (EOFError, OSError) as error:
             if self.closing:
-                raise RuntimeError("the search was stopped") from error
+                raise NobodyLeftError("the search was stopped") from error
             worker.process.join(PATIENCE)
             worker.process.kill()
             reason = f"the worker process ended ({_ending(worker.process)}); too little memory is the usual cause"
@@ -230,6 +234,7 @@ def _work(connection: Connection, threads: int, folder: Path, number: int, count
 
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         lesson: Lesson = connection.recv()
+        os.environ[CACHE_VARIABLE] = str(lesson.cache)
         try:
             use_precision(lesson.spec.target.device, lesson.precision)
             with gate.own:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -20,6 +21,7 @@ SPACE = space_file.load(Path(__file__).parents[1] / "search_spaces" / "encoder.y
 TEACHER = search_space.sample(SPACE, lambda _, domain: search_space._options(domain)[-1]).architecture
 BASELINES = baselines(TEACHER)
 STEPS = 200
+STARTS = [{"architecture.layers": layers} for layers in (2, 4, 2, 3)]  # the sampler completes them; two are alike
 
 
 class Watcher:
@@ -58,9 +60,15 @@ def objective(order: Order) -> Measurement:
     return Measurement(COMPLETE, accuracy=accuracy, divergence=1 - accuracy, steps=STEPS, rungs=at_rung, **known)
 
 
-def around(folder: Path, plan: Search, baselines: dict[str, Candidate] | None = None, space: SearchSpace = SPACE) -> search.Surroundings:
+def around(
+    folder: Path,
+    plan: Search,
+    baselines: dict[str, Candidate] | None = None,
+    space: SearchSpace = SPACE,
+    starts: Sequence[dict[str, Any]] = (),
+) -> search.Surroundings:
     steps = rungs.at(plan.rungs, STEPS)
-    return search.Surroundings(plan, space, 0.5, 1.0, folder, lambda record: f"trial {record.trial}", baselines or {}, rungs=steps)
+    return search.Surroundings(plan, space, 0.5, 1.0, folder, lambda record: f"trial {record.trial}", baselines or {}, starts, steps)
 
 
 def slow(order: Order) -> Measurement:
@@ -69,13 +77,13 @@ def slow(order: Order) -> Measurement:
     return objective(order)
 
 
-def run(
-    folder: Path, trials: int, sampler: str = "tpe", speaks: bool = False, at_once: int = 1, flops: float | None = None
-) -> list[Record]:
+def run(folder: Path, trials: int, sampler: str = "tpe", speaks: bool = False, at_once: int = 1, **more: Any) -> list[Record]:
+    """``more``: ``flops``, and ``starts``."""
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Search(sampler=sampler, trials=trials, startup_trials=5, minutes=1000, flops=flops)
+    plan = Search(sampler=sampler, trials=trials, startup_trials=5, minutes=1000, flops=more.get("flops"))
     study = study_store.open_study(f"sqlite:///{folder / 'study.db'}", "fake", {"space": SPACE.content})
-    return search.search(study, around(folder, plan, BASELINES), slow if at_once > 1 else objective, Watcher(speaks), at_once)
+    evaluate = slow if at_once > 1 else objective
+    return search.search(study, around(folder, plan, BASELINES, starts=more.get("starts", ())), evaluate, Watcher(speaks), at_once)
 
 
 def quiet_load(folder: Path) -> optuna.Study:
@@ -84,4 +92,4 @@ def quiet_load(folder: Path) -> optuna.Study:
 
 if __name__ == "__main__":
     study_store.MOST_RETRIES = 1000  # a busy machine may be killed often at the same trial
-    run(Path(sys.argv[1]), int(sys.argv[2]), speaks=True, at_once=int(sys.argv[3]), flops=float(sys.argv[4]))
+    run(Path(sys.argv[1]), int(sys.argv[2]), speaks=True, at_once=int(sys.argv[3]), flops=float(sys.argv[4]), starts=STARTS)

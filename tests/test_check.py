@@ -13,7 +13,6 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from kdsearch import check, cost, search_space, space_file, teacher
 from kdsearch.distillation.knowledge import Shapes
@@ -148,8 +147,17 @@ def test_a_branch_that_no_task_of_so_few_classes_allows_does_not_hide_other_mist
 
 def test_the_command_line_s_options_are_checked_as_the_file_is(folder: Path) -> None:
     assert check.open_files(folder / "study.yaml", overrides={"seed": 4, "minutes": None}).spec.search.seed == 4
-    with pytest.raises(ValidationError):
-        check.open_files(folder / "study.yaml", overrides={"seed": -1})
+    with pytest.raises(UserError) as raised:
+        check.open_files(folder / "study.yaml", overrides={"seed": 2**32, "minutes": float("nan")})
+    assert len(raised.value.messages) == 2
+    assert all(message.startswith(("--seed: should be ", "--minutes: should be ")) for message in raised.value.messages)
+
+
+@pytest.mark.parametrize(("name", "said"), [("GridSampler", "TypeError"), ("CmaEsSampler", "ValueError")])
+def test_a_sampler_that_cannot_search_for_two_objectives_is_refused_before_any_work(folder: Path, name: str, said: str) -> None:
+    path = changed(folder, search={"sampler": f"optuna.samplers:{name}"})
+    assert any("search.sampler: must be made by its seed alone" in message and said in message for message in messages_of(path))
+    check.open_files(changed(folder, search={"sampler": "optuna.samplers:NSGAIIISampler"}))
 
 
 def test_all_kinds_of_mistakes_are_reported_together_and_nothing_is_written(folder: Path) -> None:

@@ -22,6 +22,7 @@ from kdsearch.display import Display
 from kdsearch.errors import UserError
 from kdsearch.order import Order
 from kdsearch.records import Measurement
+from kdsearch.report import front, study_folder
 from tests import tiny
 
 
@@ -116,12 +117,16 @@ def test_confirm_trains_what_is_missing_and_no_more(searched: Path, capsys: pyte
     assert json.loads((place.parent / "confirmed.json").read_text())["students"] == second["students"]
     report = (place.parent / "report.html").read_text(encoding="utf-8")
     assert "The front by full trainings" in report
+    written = json.loads((place.parent / "front.json").read_text())
+    assert written["picks"] == second["picks"]
+    assert written["confirmed"] == [row for row in second["students"] if row["on_front"]]
     commands.run_study(searched)
     assert "kdsearch confirm" not in capsys.readouterr().out
 
 
 def knee_of(study: Path) -> int:
-    return json.loads((study.parent / "tiny" / "front.json").read_text())["picks"]["knee"]
+    """By the short distillations, which decide who is trained in full."""
+    return front.short_picks(study_folder.load(study))["knee"]
 
 
 @pytest.mark.slow

@@ -76,8 +76,17 @@ def test_what_is_kept_is_not_missing_and_half_a_line_is_dropped(tmp_path: Path) 
     assert again.missing(todo) == todo[3:]  # one that failed is tried again
     again.add(todo[4], measured(0.7))
     lines = [json.loads(line) for line in (tmp_path / "confirmed.jsonl").read_text().splitlines()]
-    assert [(line["student"], line["seed"], line["of"]) for line in lines] == [job.key for job in todo[:5]]
+    assert [(line["student"], line["seed"], line["of"]) for line in lines] == [(job.student.name, job.seed, job.steps) for job in todo[:5]]
     assert Store(tmp_path).missing([replace(job, steps=60) for job in todo]) == [replace(job, steps=60) for job in todo]
+
+
+def test_a_training_of_another_student_or_under_other_conditions_does_not_count(tmp_path: Path) -> None:
+    store, job = Store(tmp_path), jobs(1)[0]
+    store.add(job, measured(0.8))
+    other = replace(job.student, candidate=replace(job.student.candidate, training=Training(0.5)))  # that number's trial in another study
+    todo = [replace(job, student=other), replace(job, under="another teacher")]
+    assert Store(tmp_path).missing([job, *todo]) == todo
+    assert document(Store(tmp_path), todo, 10, REFERENCE)["students"][0]["seeds"] == 0
 
 
 def test_errors_hold_the_seeds_and_the_rows(tmp_path: Path) -> None:
@@ -100,8 +109,8 @@ def test_errors_hold_the_seeds_and_the_rows(tmp_path: Path) -> None:
     assert found["seeds"] == [1, 2, 3]
     error = 100 * math.hypot(rows["4"]["accuracy_se"], 0.01)
     assert (
-        f"Trial 4 without distillation, on the labels alone, has 0.780: distillation is worth +3.0 ± {error:.1f} points."
-        in found["sentences"]
+        f"Trial 4 without distillation, on the labels alone, has 0.780: distillation is worth +3.0 points, ± {error:.1f} at "
+        "most: both answer the same rows." in found["sentences"]
     )
     assert json.loads(json.dumps(found)) == {**found, "fidelity": {**found["fidelity"], "reference": [0.5, 1.0]}}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from kdsearch import fidelity
-from kdsearch.fidelity import Agreement, Estimate, Fidelity, agreement, bins, ceiling, in_words, regret
+from kdsearch.fidelity import Agreement, Estimate, Fidelity, agreement, as_a_seed, bins, ceiling, in_words, regret
 
 REFERENCE = (0.5, 1.0)
 SCORES = st.lists(st.tuples(*[st.integers(0, 6)] * 2), min_size=3, max_size=15)
@@ -127,8 +127,19 @@ def test_regret_is_a_share(points: list[tuple[float, float, float]]) -> None:
     assert -1e-12 <= found < 1
 
 
+def test_a_proxy_as_noisy_as_a_seed_agrees_with_one_as_seeds_agree_and_with_their_mean_better() -> None:
+    _, full, latency = planted(0.0)
+    random = np.random.default_rng(1)
+    seeds, proxy = full[:, None] + random.normal(size=(60, 3)), full + random.normal(size=60)
+    alone = as_a_seed(proxy, seeds)
+    assert alone == pytest.approx(np.mean([stats.kendalltau(proxy, seeds[:, seed]).statistic for seed in range(3)]))
+    assert agreement(proxy, seeds.mean(1), latency).tau.value > alone + 0.05
+    assert ceiling(seeds) == pytest.approx(alone, abs=0.1)
+    assert as_a_seed(proxy, seeds, latency) != alone
+
+
 def told(proxy: Agreement, sizes: Agreement, top: float | None, loss: float | None = 0.02) -> str:
-    return " ".join(in_words(Fidelity(300, 20, proxy, sizes, sizes, top, loss, REFERENCE)))
+    return " ".join(in_words(Fidelity(300, 20, proxy, sizes, sizes, top, proxy.tau.value, loss, REFERENCE)))
 
 
 GOOD = agreement(*planted(0.05))
@@ -140,7 +151,7 @@ def test_a_good_proxy_is_told_as_one() -> None:
     said = told(GOOD, NOISE, 0.9)
     assert "ranks better than size alone" in said
     assert "not clearly" not in said
-    assert "the proxy comes up to that" in said
+    assert f"the proxy agrees with one of them with tau {GOOD.tau.value:.2f}, and comes up to that" in said
     assert "98.0% of the hypervolume of the best one among these students (regret 0.020, down to accuracy 0.500" in said
     assert "longer proxy" not in said
 
@@ -148,7 +159,7 @@ def test_a_good_proxy_is_told_as_one() -> None:
 def test_a_poor_proxy_is_told_as_one_and_what_to_do() -> None:
     said = told(POOR, GOOD, 0.9)
     assert "ranks no better than size alone" in said
-    assert f"the proxy is {0.9 - POOR.tau.value:.2f} below that" in said
+    assert f", and is {0.9 - POOR.tau.value:.2f} below that" in said
     assert "longer proxy, such as proxy.steps: 600" in said
     assert "longer proxy" not in told(POOR, GOOD, POOR.tau.value + 0.04)  # seeds agree no better
     assert "longer proxy" in told(POOR, GOOD, None)
@@ -162,6 +173,6 @@ def test_what_is_unknown_is_told_as_unknown() -> None:
     assert "tau is unknown" in said
     assert "too few students to compare the proxy with their size" in said
     assert "regret" not in said
-    assert in_words(Fidelity(300, 2, *[agreement([1, 2], [1, 2], [1, 2])] * 3, None, None, REFERENCE)) == [
+    assert in_words(Fidelity(300, 2, *[agreement([1, 2], [1, 2], [1, 2])] * 3, None, None, None, REFERENCE)) == [
         "2 students were trained in full: too few, or too much alike, to say how well the proxy ranks."
     ]

@@ -15,7 +15,7 @@ from kdsearch.space_file import parse
 from kdsearch.study_file import StudySpec
 from tests import tiny
 
-FACTS = {"task": {"majority": 0.5}}
+FACTS = {"task": {"majority": 0.5, "key": "data"}, "teacher": {"key": "teacher"}}
 KD = Candidate(tiny.SHAPE, distillation=tiny.recipe("kd", 0.5))
 
 
@@ -44,6 +44,20 @@ def test_each_finalist_is_trained_with_each_seed_and_so_are_twin_and_baselines()
     assert len({job.key for job in todo}) == 8
     assert {job.steps for job in todo} == {100}
     assert finals.jobs(study(), StudyFolder(Path(), FACTS, [], []), 2, 2) == []
+
+
+def test_what_was_trained_for_other_settings_or_of_another_teacher_is_trained_again() -> None:
+    def under(study: Study, facts: dict[str, Any] = FACTS) -> str:
+        return finals.jobs(study, StudyFolder(Path(), facts, KNOWN, []), 2, 2)[0].under
+
+    plain, spec = study(), study().spec
+    heavier = spec.model_copy(update={"train": spec.train.model_copy(update={"batch_tokens": 300})})
+    tighter = spec.model_copy(update={"limits": spec.limits.model_copy(update={"parameters": 5})})
+    ways = [plain, replace(plain, spec=heavier), replace(plain, spec=tighter)]
+    other = [{**FACTS, "teacher": {"key": "other"}}, {**FACTS, "task": {**FACTS["task"], "key": "other"}}]
+    found = {*map(under, ways), *(under(plain, facts) for facts in other)}
+    assert len(found) == 5
+    assert under(study(minutes=7)) == under(plain)
 
 
 @pytest.mark.parametrize(

@@ -113,10 +113,13 @@ def test_the_effort_is_shared_out_whole_and_held_against_the_matrix_products_alo
 
 
 def test_a_front_that_is_not_confirmed_is_told_as_such() -> None:
-    said = remarks.on_confirmation(3, False, "studies/x")
+    said = remarks.on_confirmation(3, 3, "studies/x")
     assert said == "The front is by short distillations; `kdsearch confirm studies/x` trains its students in full, with seeds."
-    assert remarks.on_confirmation(0, False, "studies/x") is None
-    assert remarks.on_confirmation(3, True, "studies/x") is None
+    assert remarks.on_confirmation(0, 3, "studies/x") is None
+    assert remarks.on_confirmation(0, 0, "studies/x") is None
+    some = remarks.on_confirmation(1, 3, "studies/x")
+    assert some is not None
+    assert some.startswith("1 of the front's 3 students were not trained in full yet; `kdsearch confirm studies/x`")
 
 
 def test_what_was_imported_uses_up_no_budget_and_took_no_time() -> None:

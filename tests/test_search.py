@@ -6,8 +6,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -68,7 +71,7 @@ def stable(found: list[records.Record]) -> list[dict]:
 
 @pytest.mark.parametrize(("at_once", "trials", "flops"), [(1, 25, 1e9), (3, 25, 1e9), (1, 1000, 3000.0), (3, 1000, 3000.0)])
 def test_killed_at_random_moments_it_ends_as_the_uninterrupted_search(tmp_path: Path, at_once: int, trials: int, flops: float) -> None:
-    whole = fake_search.run(tmp_path / "whole", trials, at_once=at_once, flops=flops)
+    whole = fake_search.run(tmp_path / "whole", trials, at_once=at_once, flops=flops, starts=fake_search.STARTS)
     assert 20 < len(whole) < 100
     moments = random.Random(0)
     for _ in range(6):
@@ -92,6 +95,42 @@ def test_killed_at_random_moments_it_ends_as_the_uninterrupted_search(tmp_path: 
     interrupted = [trial for trial in study.trials if trial.user_attrs.get("interrupted")]
     assert interrupted
     assert all(trial.state == optuna.trial.TrialState.FAIL and "interrupted" in trial.user_attrs["reason"] for trial in interrupted)
+
+
+class KilledError(BaseException):
+    """In place of a kill, where a process of its own would take seconds."""
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_killed_while_starts_are_asked_for_side_by_side_it_ends_as_the_uninterrupted_search(tmp_path: Path, seed: int) -> None:
+    moments, starts = random.Random(seed), [{"architecture.layers": layers} for layers in (1, 2, 3, 4, 5, 6, 2, 3)]
+    plan = Search(trials=14, startup_trials=3, minutes=1000, random_share=0.0)
+
+    def session(folder: Path, event: int = 0, ask: int = 0) -> list[records.Record]:
+        """Killed at an event, or between the queueing of a trial and its ask."""
+        folder.mkdir(exist_ok=True)
+        study = study_store.open_study(f"sqlite:///{folder / 'study.db'}", "fake", {})
+        counted, real = {"event": 0, "ask": 0}, study.ask
+
+        def count(kind: str, last: int) -> None:
+            counted[kind] += 1
+            if counted[kind] == last:
+                raise KilledError
+
+        def asked(*given: Any, **more: Any) -> optuna.Trial:
+            count("ask", ask)
+            return real(*given, **more)
+
+        study.ask = asked
+        watcher = SimpleNamespace(proposed=lambda *_: count("event", event), found=lambda *_: count("event", event))
+        return search.search(study, fake_search.around(folder, plan, starts=starts), fake_search.slow, watcher, 3)
+
+    whole = session(tmp_path / "whole")
+    for _ in range(moments.randint(1, 4)):
+        with suppress(KilledError):
+            session(tmp_path / "killed", **{moments.choice(["event", "ask"]): moments.randint(1, 7)})
+        time.sleep(0.25)  # what runs in threads of the killed session ends unheard
+    assert stable(session(tmp_path / "killed")) == stable(whole)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "qmc", "random", "optuna.samplers:TPESampler"])

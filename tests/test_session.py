@@ -14,12 +14,13 @@ from typing import Any
 import optuna
 import pytest
 
-from kdsearch import records, search, session, study_store
+from kdsearch import records, search, session, space_file, study_store
+from kdsearch.check import Study
 from kdsearch.earlier import Taken
 from kdsearch.errors import UserError
 from kdsearch.order import Order
 from kdsearch.records import Measurement, Record
-from kdsearch.study_file import Search
+from kdsearch.study_file import Search, StudySpec
 from tests import fake_search
 from tests.test_search import stable
 
@@ -242,3 +243,26 @@ def test_what_was_taken_and_changed_since_is_refused(study: Any, spoil: Any) -> 
     spoil(study.folder / "earlier.json")
     with pytest.raises(UserError, match=r"earlier\.json: must be as the first session wrote it"):
         session.taken_as_before(study, store, [], never)
+
+
+def test_what_students_are_made_from_besides_is_known_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("one")
+    (tmp_path / "model").mkdir()
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_text("two")
+    shape = {"layers": 2, "heads": 2, "head_size": 16, "ffn_ratio": 1}
+
+    def key(corpus: str | None = "corpus.txt", **initialization: str) -> str:
+        content = {"name": "x", "teacher": {"model": "m"}, "task": {"data": "d", "corpus": corpus}, "space": "s", "proxy": {"steps": 1}}
+        space = space_file.parse({"architecture": shape, **({"initialization": initialization} if initialization else {})})
+        return session.files_key(Study(tmp_path, StudySpec.model_validate(content), space, tmp_path))
+
+    start = {"layers": "pretrained", "width": "slice", "model": "./model"}
+    before = [key(None), key(), key(**start)]
+    assert len(set(before)) == 3
+    assert [key(None), key(), key(**start)] == before
+    weights.write_text("another")
+    assert [key(None), key(), key(**start)][:2] == before[:2]
+    assert key(**start) != before[2]
+    (tmp_path / "corpus.txt").write_text("another")
+    assert key() != before[1]

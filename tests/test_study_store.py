@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna_dashboard import get_note, save_note
 
 from kdsearch import records, search, search_space, session, study_store
 from kdsearch.errors import UserError
@@ -69,6 +70,26 @@ def test_a_setting_of_a_later_version_that_is_not_used_changes_no_study(tmp_path
     study_store.open_study(url, "fake", {"limits": {"parameters": 1, "memory_megabytes": None}})
     with pytest.raises(UserError, match="limits differs"):
         study_store.open_study(url, "fake", {"limits": {"parameters": 1, "memory_megabytes": 5.0}})
+
+
+@pytest.mark.parametrize("directions", [["minimize", "minimize"], ["maximize"]])
+def test_a_study_of_other_directions_is_refused_before_its_first_trial(tmp_path: Path, directions: list[str]) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    optuna.create_study(storage=url, study_name="fake", directions=directions)
+    with pytest.raises(UserError, match=f"not made by kdsearch .*goes for {', '.join(directions)}"):
+        study_store.open_study(url, "fake", {})
+
+
+def test_a_note_that_a_reader_wrote_while_the_trial_ran_stays(tmp_path: Path) -> None:
+    study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
+
+    def written_while_it_runs(order: Order) -> Measurement:
+        save_note(optuna.trial.Trial(study, study.trials[-1]._trial_id), "mine")
+        return fake_search.objective(order)
+
+    around = fake_search.around(tmp_path, Search(trials=2, minutes=1000))
+    search.search(study, around, written_while_it_runs, fake_search.Watcher())
+    assert [get_note(optuna.trial.Trial(study, trial._trial_id)) for trial in study.trials] == ["mine", "mine"]
 
 
 def test_a_study_that_someone_else_made_is_refused(tmp_path: Path) -> None:

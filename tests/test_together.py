@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from kdsearch import study_store
-from kdsearch.together import together
+from kdsearch.together import storage_of, together
 
 
 @pytest.fixture
@@ -25,13 +25,22 @@ def test_what_is_set_inside_is_written_at_the_end_and_only_then(study: optuna.St
         kind = trial.suggest_categorical("kind", ["a", "b"])
         trial.set_user_attr("place", 7)
         study._storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])
-        study._storage.set_study_system_attr(study._study_id, "note", "text")
+        storage_of(study).add_study_attrs(study._study_id, {"version": 1, "note": "text"})
         assert stored(study, trial).params == {}
     found = stored(study, trial)
     assert found.params == {"x": x, "kind": kind}
     assert found.user_attrs == {"place": 7}
     assert found.system_attrs["constraints"] == [1.0]
     assert study._storage.get_study_system_attrs(study._study_id)["note"] == "text"
+
+
+def test_what_somebody_else_has_set_of_a_study_stays(study: optuna.Study) -> None:
+    storage = storage_of(study)
+    storage.add_study_attrs(study._study_id, {"version": 3, "note": "theirs"})
+    with together(study):
+        storage.add_study_attrs(study._study_id, {"version": 1, "note": "ours", "more": "of it"})
+    found = study._storage.get_study_system_attrs(study._study_id)
+    assert (found["version"], found["note"], found.get("more")) == (3, "theirs", None)
 
 
 def test_after_an_error_nothing_is_written(study: optuna.Study) -> None:

@@ -15,7 +15,7 @@ from kdsearch import objective, space_file, workbench, workers
 from kdsearch.candidate import Candidate, Recipe, Term, Training
 from kdsearch.machine import accelerator
 from kdsearch.order import Order
-from kdsearch.records import COMPLETE, FAILED
+from kdsearch.records import COMPLETE, FAILED, NobodyLeftError, measured
 from kdsearch.study_file import StudySpec
 from kdsearch.workers import Gate, Lesson, Workers
 from tests import tiny
@@ -60,6 +60,11 @@ def test_a_worker_finds_what_is_found_without_one(bench: workbench.Bench, lesson
         assert one.latency_relative is not None
 
 
+def test_a_worker_keeps_its_files_where_this_process_does_now(lesson: Lesson, tmp_path: Path) -> None:
+    with Workers(replace(lesson, cache=tmp_path / "elsewhere"), 1):
+        assert (tmp_path / "elsewhere" / "outputs").is_dir()
+
+
 def test_a_killed_worker_fails_its_trial_alone_and_is_replaced(lesson: Lesson) -> None:
     told = []
     with Workers(endless(lesson), 1, lambda *event: told.append(event)) as crew, ThreadPoolExecutor(1) as threads:
@@ -72,6 +77,24 @@ def test_a_killed_worker_fails_its_trial_alone_and_is_replaced(lesson: Lesson) -
     assert lost.state == FAILED
     assert "SIGKILL" in (lost.reason or "")
     assert lost.seconds > 0
+
+
+def test_where_no_worker_can_be_started_any_more_nobody_is_told_that_a_trial_failed(
+    lesson: Lesson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    def none_left(*_: object) -> None:
+        raise OSError("planted")
+
+    with Workers(endless(lesson), 1, lambda *event: told.append(event)) as crew, ThreadPoolExecutor(1) as threads:
+        running = threads.submit(measured, crew.evaluate, Order(KD, 0))
+        wait_for(lambda: bool(told))
+        monkeypatch.setattr(crew, "_started", none_left)
+        os.kill(crew.all[0].process.pid or 0, signal.SIGKILL)
+        assert running.result(timeout=120).state == FAILED  # its own process is gone, and so is the next
+        with pytest.raises(NobodyLeftError, match="tried again when the same command goes on"):
+            measured(crew.evaluate, Order(KD, 0))
 
 
 def test_the_end_stops_what_runs_and_starts_nothing(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:

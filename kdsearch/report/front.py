@@ -1,12 +1,14 @@
 """The front of a study as data: front.json, and the rows of every table. Only feasible students that beat guessing, each once."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kdsearch import pareto
 from kdsearch.candidate import from_dict
-from kdsearch.records import COMPLETE, FAILED, REFUSED, STOPPED, Record, own
+from kdsearch.records import COMPLETE, FAILED, REFUSED, STOPPED, Record, own, write_text
 from kdsearch.report.study_folder import StudyFolder
 
 REFERENCE_LATENCY = 1.0  # the teacher's own: a student that is no faster adds nothing to the hypervolume
@@ -34,6 +36,13 @@ class Row:
     divergence: float | None = None
 
 
+def write(folder: StudyFolder) -> Path:
+    """Write the study's front.json anew; its path."""
+    path = folder.path / "front.json"
+    write_text(path, json.dumps(document(folder), indent=2))
+    return path
+
+
 def document(folder: StudyFolder) -> dict[str, Any]:
     """The content of front.json."""
     able = feasible(folder.records)
@@ -42,6 +51,7 @@ def document(folder: StudyFolder) -> dict[str, Any]:
         "teacher": folder.facts["teacher"],
         "front": [record.to_dict() for record in on_front(folder)],
         "picks": picks(folder),
+        "confirmed": [row for row in (folder.confirmed or {}).get("students", ()) if row["on_front"]],
         "baselines": [record.to_dict() for record in folder.records if record.baseline],
         "counts": counts(folder.records),
         "hypervolume": {"value": pareto.hypervolume(*axes(able), reference(folder)), "reference": list(reference(folder))},
@@ -96,7 +106,25 @@ def on_front(folder: StudyFolder) -> list[Record]:
 
 
 def picks(folder: StudyFolder) -> dict[str, int]:
-    """Trial number of the front's knee, fastest and best student; empty when the front is."""
+    """Trial number of the front's knee, fastest and best student, by their full trainings where there are some; empty when the front is."""
+    return (folder.confirmed or {}).get("picks") or short_picks(folder)
+
+
+def picked(folder: StudyFolder) -> dict[str, Row]:
+    """The same as rows, by what they were picked by."""
+    full = {row["trial"]: row for row in (folder.confirmed or {}).get("students", ())}
+    short = {row.trial: row for row in rows(folder)}
+    return {name: _full_row(full[trial]) if trial in full else short[trial] for name, trial in picks(folder).items()}
+
+
+def unconfirmed(folder: StudyFolder) -> int:
+    """How many students of the front were not trained in full yet."""
+    done = {row["trial"] for row in (folder.confirmed or {}).get("students", ()) if row["seeds"]}
+    return sum(record.trial not in done for record in on_front(folder))
+
+
+def short_picks(folder: StudyFolder) -> dict[str, int]:
+    """Those by the short distillations alone."""
     able = eligible(folder)
     return {name: able[index].trial for name, index in pareto.picks(*axes(able)).items()}
 
@@ -119,6 +147,12 @@ def counts(found: Sequence[Record]) -> dict[str, int]:
 def _role(record: Record) -> str:
     """What a record is beside a trial: a baseline, imported, both or neither."""
     return ", ".join(filter(None, (record.baseline and f"baseline {record.baseline}", record.imported_from and "imported")))
+
+
+def _full_row(row: dict[str, Any]) -> Row:
+    """A student of confirmed.json."""
+    same = {name: row[name] for name in ("role", "trial", "feasible", "accuracy", "accuracy_se", "parameters", "divergence")}
+    return Row(**same, faster=1 / row["latency_relative"])
 
 
 def _teacher_row(teacher: dict[str, Any]) -> Row:

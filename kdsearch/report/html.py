@@ -63,16 +63,14 @@ def _lead(folder: StudyFolder) -> str:
 
 
 def _cards(folder: StudyFolder) -> str:
-    """The picks: what most readers came for."""
+    """The picks: what most readers came for; by full trainings where there are some."""
     what = {"knee": "the front's bend", "fastest": "fastest on the front", "best": "most accurate"}
     found = []
-    rows = {row.trial: row for row in front.rows(folder)}
-    for name, trial in front.picks(folder).items():
-        row = rows[trial]
+    for name, row in front.picked(folder).items():
         found.append(
             f'<div class="card"><h3>{name} <span>{what[name]}</span></h3><p class="big">{_number(row.faster, ".1f")}× faster</p>'
             f"<p>accuracy {_with_error(row.accuracy, row.accuracy_se)}<br>"
-            f"{_millions(row.parameters)} parameters, trial {trial}</p>"
+            f"{_millions(row.parameters)} parameters, trial {row.trial}</p>"
             f"<code>kdsearch train {_place(folder)} --pick {name}</code></div>"
         )
     return f'<div class="cards">{"".join(found)}</div>' if found else ""
@@ -132,7 +130,7 @@ def _confirmed(document: dict[str, Any]) -> str:
     rows = document["students"]
     table = _table(
         [escape(name) for name in CONFIRMED],
-        [[escape(cell) or MISSING for cell in confirmed_cells(row)] for row in rows],
+        [[escape(cell) or MISSING for cell in confirmed_cells(row, document.get("picks", {}))] for row in rows],
         ["front" if row["on_front"] else "" for row in rows],
     )
     said = "".join(f"<li>{escape(str(sentence))}</li>" for sentence in document["sentences"])

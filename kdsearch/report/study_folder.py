@@ -39,7 +39,15 @@ def load(path: Path) -> StudyFolder:
     exports = [_read(result, json.loads) for result in folder.glob("exports/[0-9]*/result.json")]
     table = folder / "confirmed.json"
     confirmed = _read(table, json.loads) if table.is_file() else None
+    if confirmed and not _of_these(confirmed, found):
+        confirmed = None
     return StudyFolder(folder, facts, found, sorted(exports, key=lambda export: export["trial"]), confirmed)
+
+
+def _of_these(confirmed: dict[str, Any], found: list[Record]) -> bool:
+    """Whether full trainings are of these trials, and not of an earlier study's in the same folder."""
+    candidates = {record.trial: record.candidate for record in found}
+    return all(row["trial"] is None or candidates.get(row["trial"]) == row["candidate"] for row in confirmed["students"])
 
 
 def _folder_of(path: Path) -> Path:

@@ -23,6 +23,8 @@ def show_front(folder: StudyFolder, console: Console) -> None:
     tables = (_table(folder, SPARED[:spared]) for spared in range(len(SPARED) + 1))
     place.print(next((table for table in tables if _width(table, place) <= place.width), _table(folder, SPARED)))
     console.print(", ".join(f"{number} {name}" for name, number in counts(folder.records).items()), highlight=False)
+    if folder.confirmed:
+        show_confirmed(folder.confirmed, folder.facts["name"], console)
 
 
 def show_confirmed(document: dict[str, Any], name: str, console: Console) -> None:
@@ -35,17 +37,21 @@ def show_confirmed(document: dict[str, Any], name: str, console: Console) -> Non
     for column in CONFIRMED:
         table.add_column(column, justify="left" if column == CONFIRMED[0] else "right", no_wrap=True)
     for row in document["students"]:
-        table.add_row(*confirmed_cells(row), style="bold" if row["on_front"] else None if row["feasible"] else "dim")
+        table.add_row(
+            *confirmed_cells(row, document.get("picks", {})), style="bold" if row["on_front"] else None if row["feasible"] else "dim"
+        )
     place = console if console.is_terminal else Console(file=console.file, width=WIDE_ENOUGH)
     place.print(table)
     console.print("\n".join(document["sentences"]), markup=False, highlight=False)
 
 
-def confirmed_cells(row: dict[str, Any]) -> list[str]:
+def confirmed_cells(row: dict[str, Any], picks: dict[str, int]) -> list[str]:
     """A student of confirmed.json as text."""
+    chosen = [name for name, trial in picks.items() if trial == row["trial"]]
+    marks = "".join(f" *{name}" for name in chosen or [""]) if row["on_front"] else ""
     numbers = {name: row[name] for name in ("proxy_accuracy", "divergence")}
     return [
-        row["role"] + (" *" if row["on_front"] else "" if row["feasible"] or not row["seeds"] else " (breaks a limit)"),
+        row["role"] + marks + ("" if row["feasible"] or not row["seeds"] else " (breaks a limit)"),
         "" if row["trial"] is None else str(row["trial"]),
         "not trained" if row["accuracy"] is None else f"{row['accuracy']:.3f} ± {row['accuracy_se']:.3f}",
         *("" if value is None else f"{value:.3f}" for value in numbers.values()),

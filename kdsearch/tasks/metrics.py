@@ -32,7 +32,7 @@ def calibrated_kl(teacher: np.ndarray, student: np.ndarray) -> float:
     """Mean KL(softmax(teacher) || softmax(s z + b)) over rows of student logits z, with the factor s and the biases b that make it least.
 
     How far a student's answers are from the teacher's up to confidence and preference for a class: both swing from step to step while the
-    learning rate is high, and the next batches correct them. Convex in (s, b).
+    learning rate is high, and the next batches correct them. Convex in (s, b); s >= 0, since who answers the opposite is not close.
 
     (Vector scaling by one factor; Guo et al. 2017, section 4.2.)
     """
@@ -45,4 +45,5 @@ def calibrated_kl(teacher: np.ndarray, student: np.ndarray) -> float:
         return -float(np.sum(p * log_q)) / len(z), np.array([np.sum(error * z), *error.sum(0)])
 
     start = np.array([1.0, *np.zeros(z.shape[1])])
-    return float(minimize(cross_entropy, start, jac=True, method="L-BFGS-B").fun) + entropy
+    bounds = [(0.0, None), *[(None, None)] * z.shape[1]]
+    return float(minimize(cross_entropy, start, jac=True, method="L-BFGS-B", bounds=bounds).fun) + entropy

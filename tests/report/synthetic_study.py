@@ -131,12 +131,20 @@ EXPORT = {
     "seconds": 240.0,
 }
 
+
+def of_its_trials(document, study):
+    """Full trainings with the candidates of a study's trials, without which they count as another study's."""
+    candidates = {record.trial: record.candidate for record in study.records}
+    return {**document, "students": [{**row, "candidate": candidates.get(row["trial"])} for row in document["students"]]}
+
+
 CONFIRMED = {
     "steps": 3000,
     "seeds": [11, 12],
+    "picks": {"knee": 4, "best": 4},
     "students": [
         {
-            "student": "4", "role": "front", "trial": 4, "seeds": 2, "twin_of": None, "proxy_accuracy": 0.812, "accuracy": 0.8401,
+            "student": "4", "role": "near the front", "trial": 4, "seeds": 2, "twin_of": None, "proxy_accuracy": 0.812, "accuracy": 0.8401,
             "accuracy_se": 0.0122, "divergence": 0.031, "latency_relative": 0.2, "parameters": 4_200_000, "feasible": True,
             "on_front": True,
         },

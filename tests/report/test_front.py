@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from synthetic_study import candidate, trained, write_study
+from synthetic_study import CONFIRMED, candidate, of_its_trials, trained, write_study
 
 from kdsearch import display
 from kdsearch.records import COMPLETE
@@ -21,7 +21,7 @@ class NoNoise:
 
 def test_document_holds_the_contract(study):
     content = json.loads(json.dumps(front.document(study)))
-    assert list(content) == ["study", "teacher", "front", "picks", "baselines", "counts", "hypervolume"]
+    assert list(content) == ["study", "teacher", "front", "picks", "confirmed", "baselines", "counts", "hypervolume"]
     assert content["counts"] == {"complete": 20, "stopped": 0, "refused": 8, "failed": 1, "duplicates": 1}
     assert sum(content["counts"].values()) == 30
     assert [one["baseline"] for one in content["baselines"]] == ["no-kd", "distilbert", "tinybert"]
@@ -100,3 +100,25 @@ def test_a_study_without_a_trained_student_has_an_empty_front(fresh_study):
     assert (content["front"], content["picks"], content["hypervolume"]["value"]) == ([], {}, 0.0)
     assert content["counts"][COMPLETE] == 0
     assert [row.role for row in front.rows(fresh_study)] == ["teacher"]
+
+
+def confirmed(study, **more):
+    """The study with full trainings of a student behind the front and of one on it."""
+    return replace(study, confirmed=of_its_trials({**CONFIRMED, **more}, study))
+
+
+def test_picks_are_by_the_full_trainings_where_there_are_some(study):
+    full = confirmed(study)
+    assert front.picks(full) == front.document(full)["picks"] == {"knee": 4, "best": 4}
+    assert front.short_picks(full) == front.picks(study) != front.picks(full)
+    picked = front.picked(full)["knee"]
+    assert (picked.trial, picked.accuracy, picked.faster, picked.role) == (4, 0.8401, 5.0, "near the front")
+    assert [row["trial"] for row in front.document(full)["confirmed"]] == [4]
+    assert front.picks(confirmed(study, picks={})) == front.picks(study)  # none of them stands on a front
+
+
+def test_students_of_the_front_that_were_not_trained_in_full_are_counted(study):
+    numbers = [record.trial for record in front.on_front(study)]
+    assert front.unconfirmed(study) == len(numbers)
+    done = [{**CONFIRMED["students"][0], "trial": trial, "seeds": seeds} for trial, seeds in ((numbers[0], 2), (numbers[1], 0))]
+    assert front.unconfirmed(confirmed(study, students=done)) == len(numbers) - 1

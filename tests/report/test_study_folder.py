@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from synthetic_study import FACTS, write_study
+from synthetic_study import CONFIRMED, FACTS, of_its_trials, write_study
 
 from kdsearch.errors import UserError
 from kdsearch.report import study_folder
@@ -13,6 +13,17 @@ def test_a_folder_gives_facts_records_and_exports(study):
     assert study.facts == FACTS
     assert [record.trial for record in study.records] == list(range(30))
     assert [export["trial"] for export in study.exports] == [4]
+
+
+def test_full_trainings_of_other_students_do_not_count(study):
+    def confirmed(document):
+        (study.path / "confirmed.json").write_text(json.dumps(document), encoding="utf-8")
+        return study_folder.load(study.path).confirmed
+
+    own = of_its_trials(CONFIRMED, study)
+    assert confirmed(own) == own
+    other = {**own["students"][0], "candidate": study.records[7].candidate}  # that trial of a study that was here before
+    assert confirmed({**own, "students": [other, *own["students"][1:]]}) is None
 
 
 @pytest.mark.parametrize(("text", "name"), [("name: reviews\n", "reviews"), ("limits: {}\n", "x")])

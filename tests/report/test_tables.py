@@ -26,7 +26,8 @@ def test_the_full_trainings_and_what_they_say() -> None:
     tables.show_confirmed(CONFIRMED, "reviews", Console(file=text, width=80))
     said = text.getvalue()
     assert "reviews: 3000 steps, 2 seeds" in said
-    row = next(line for line in said.splitlines() if "front *" in line)
-    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["front *", "4", "0.840 ± 0.012", "0.812", "0.031", "5.00x", "4.20M", "2"]
+    row = next(line for line in said.splitlines() if "front *knee" in line)
+    marked = "near the front *knee *best"
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == [marked, "4", "0.840 ± 0.012", "0.812", "0.031", "5.00x", "4.20M", "2"]
     assert "not trained" in said
     assert said.endswith("The proxy ranks these students poorly.\n")

@@ -59,6 +59,11 @@ def test_the_calibrated_divergence_does_not_see_confidence_nor_a_preference_for_
     assert metrics.calibrated_kl(teacher, factor * teacher + bias) == pytest.approx(0, abs=2e-4)
 
 
+def test_who_answers_the_opposite_is_as_far_as_who_says_nothing() -> None:
+    teacher = np.random.default_rng(0).normal(size=(200, 2))
+    assert metrics.calibrated_kl(teacher, -teacher) == pytest.approx(metrics.calibrated_kl(teacher, np.zeros_like(teacher)), abs=1e-6)
+
+
 def test_log_loss_of_a_fair_guess_is_the_logarithm_of_the_classes():
     middle, error = metrics.log_loss(np.zeros((10, 4)), np.arange(10) % 4)
     assert middle == pytest.approx(np.log(4))
