@@ -254,7 +254,10 @@ def _load_space(name: str, path: Path, base: Path) -> tuple[SearchSpace | None, 
     """The space that a study file names, or none and what is wrong with it."""
     place = next((place for place in (base / name, Path(name)) if place.is_file()), None)
     if place is None:
-        return None, [f"{path}: space: '{name}' is no file (looked in {base} and {Path.cwd()}); name a file of search_spaces/"]
+        return None, [
+            f"{path}: space: '{name}' is no file (looked in {' and '.join(dict.fromkeys([str(base), str(Path.cwd())]))}); name "
+            "a search space, such as one of kdsearch's own search_spaces/"
+        ]
     try:
         return space_file.load(place), []
     except UserError as error:

@@ -22,6 +22,7 @@ from kdsearch import (
     remarks,
     rungs,
     search,
+    search_space,
     session,
     study_store,
     teacher,
@@ -89,7 +90,7 @@ def run_study(
             bench.facts["teacher"] |= workbench.teacher_latency(bench)  # while the workers wait
             facts = session.write_facts(study, bench, count)
             taken = session.taken_as_before(study, store, sources, lambda: earlier.take(others, study, facts, extra))
-            console.print("\n".join([_introduction(bench), *taken.said]), markup=False, highlight=False)
+            console.print("\n".join([_introduction(bench, count), *taken.said]), markup=False, highlight=False)
 
             def alone(order: Order) -> records.Measurement:
                 return records.measured(objective.evaluate, order, bench, display.progress)
@@ -190,8 +191,13 @@ def picked(folder: study_folder.StudyFolder, pick: str) -> int:
     if pick in picks:
         return picks[pick]
     if not pick.isdecimal():
+        if not picks:
+            raise UserError(
+                f"{folder.path}: has no front to pick from yet ({len(folder.records)} trials); give --pick a trial's number, or go on with "
+                "'kdsearch run'"
+            )
         options = " or ".join([*picks, "a trial's number"])
-        raise UserError(f"--pick: must be {options}{'' if picks else ' (the front is empty)'}; the value is {pick!r}")
+        raise UserError(f"--pick: must be {options}; the value is {pick!r}")
     return int(pick)
 
 
@@ -218,6 +224,14 @@ def _so_far(study: Study) -> dict[str, str]:
     return {"so far": remarks.so_far(known, seconds / folder.facts.get("workers", 1), flops)}
 
 
+def _starts(study: Study, bench: Bench, taken: Taken) -> list[dict[str, Any]]:
+    """What is tried before chance: what earlier studies give, then those guesses that are not among it."""
+    own = guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative)
+    there = {one.key() for params in taken.starts if (one := search_space.given(study.space, params))} | taken.by_key.keys()
+    new = [params for params in own if (one := search_space.given(study.space, params)) is None or one.key() not in there]
+    return [*taken.starts, *new]
+
+
 def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate], taken: Taken, count: int) -> search.Surroundings:
     return search.Surroundings(
         study.spec.search,
@@ -227,7 +241,7 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate], t
         study.folder,
         lambda record: dashboard.note(record, bench.facts),
         hand_made,
-        [*taken.starts, *guesses(study.space, architecture_of(bench.teacher.config), study.spec.limits.latency_relative)],
+        _starts(study, bench, taken),
         rungs.at(study.spec.search.rungs, study.spec.proxy.steps),
         workbench.least_accuracy(bench),
         taken.by_key,
@@ -259,13 +273,14 @@ def _record(folder: study_folder.StudyFolder, trial: int) -> records.Record:
     return found
 
 
-def _introduction(bench: Bench) -> str:
+def _introduction(bench: Bench, count: int) -> str:
     teacher_facts, task = bench.facts["teacher"], bench.facts["task"]
     return (
         f"teacher   accuracy {teacher_facts['accuracy']:.3f} ± {teacher_facts['accuracy_se']:.3f}  {teacher_facts['latency_ms']:.1f} ms  "
         f"{teacher_facts['parameters'] / 1e6:.1f}M parameters\n"
         f"rows      {task['train']} train, {task['transfer']} transfer, {task['validation']} validation, {task['held_out']} held out, "
-        f"{task['test']} test (not looked at)"
+        f"{task['test']} test (not looked at)\n"
+        f"workers   {f'{count} processes side by side' if count > 1 else 'this process alone'}"
     )
 
 

@@ -116,7 +116,7 @@ def line(record: Record) -> str:
     if found.state != COMPLETE:
         return f"{head}refused: {found.reason}  ({words})"
     speed = f"{1 / (found.latency_relative or 1):.2f}x faster" if found.latency_relative else ""
-    over = "" if record.feasible else "  [breaks a limit]"
+    over = f"  [breaks {record.breaks}]" if record.breaks else ""
     return (
         f"{head}accuracy {found.accuracy:.3f} ± {found.accuracy_se:.3f}  {speed}  {(found.parameters or 0) / 1e6:.1f}M  "
         f"{words}{over}  {found.seconds:.0f} s"

@@ -55,7 +55,7 @@ def describe(study: Study) -> dict[str, str]:
         f"classes {', '.join(rows.classes)}; {some.tokens:.0f} tokens a row",
         "space": f"{len(some.drawn)} candidates drawn, {len(counts)} shapes, "
         f"{small / 1e6:.1f}M to {large / 1e6:.1f}M parameters, the smallest and the largest were built; "
-        f"{len(some.drawn) - len(some.kept)} break limits.parameters",
+        + (f"{len(some.drawn) - len(some.kept)} break limits.parameters" if spec.limits.parameters else "their latency is not known yet"),
         **_vocabularies(study, some.tokenizer, rows),
         "before": _before(study, some),
         **_search(spec, plan),

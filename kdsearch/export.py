@@ -45,6 +45,8 @@ def train(candidate: Candidate, trial: int, seed: int, bench: Bench, folder: Pat
     place = folder / "exports" / str(trial)
     with written_aside(place) as aside:  # an older export of the trial stays whole until this one is
         result = _write(aside, student, candidate, trial, bench, start)
+        for one in (aside, *aside.rglob("*")):
+            records.open_to_others(one)
     return Export(place / "model", result)
 
 

@@ -16,7 +16,7 @@ from kdsearch.pareto import front, hypervolume
 
 LEAST_IN_A_BIN, LEAST = 4, 3
 RESAMPLES, SEED = 2000, 0
-GOOD_TAU, AS_GOOD_AS = 0.8, 0.05
+GOOD_TAU, AS_GOOD_AS, TOO_WIDE = 0.8, 0.05, 1.0
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array, Array, Array, NDArray[np.bool_]], Array]
@@ -136,7 +136,9 @@ def in_words(found: Fidelity) -> list[str]:
             f"The front that the proxy chose has {1 - found.regret:.1%} of the hypervolume of the best one among these students (regret "
             f"{found.regret:.3f}, down to accuracy {found.reference[0]:.3f} and relative latency {found.reference[1]:g})."
         )
-    if tau < GOOD_TAU and (below is None or below > AS_GOOD_AS):
+    if found.proxy.tau.low is not None and found.proxy.tau.high is not None and found.proxy.tau.high - found.proxy.tau.low > TOO_WIDE:
+        said.append(f"{found.count} students are too few to tell whether the proxy is good enough: confirm more of them with --finalists.")
+    elif tau < GOOD_TAU and (below is None or below > AS_GOOD_AS):
         said.append(
             f"The proxy ranks these students poorly (tau {tau:.2f} is below {GOOD_TAU}): trust the full trainings and not the order of the "
             f"trials, and search with a longer proxy, such as proxy.steps: {2 * found.steps}."

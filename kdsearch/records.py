@@ -70,6 +70,14 @@ class Record:
     imported_from: str | None = None
 
     @property
+    def breaks(self) -> str:
+        """The names of the limits that a trained student breaks; "a limit" where it does not say which, nothing where it breaks none."""
+        reason = self.measurement.reason
+        if self.measurement.state != COMPLETE or self.feasible:
+            return ""
+        return ", ".join(part.split()[0] for part in reason.split("; ")) if reason else "a limit"
+
+    @property
     def feasible(self) -> bool:
         """Trained, and inside every limit of the study: what may stand on a front."""
         found = self.measurement
@@ -140,6 +148,13 @@ def write(path: Path, records: Iterable[Record]) -> None:
     write_text(path, "".join(map(to_line, records)))
 
 
+def open_to_others(place: Path) -> None:
+    """Give a temporary file or folder the rights of any other new one; its own are for its user alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    place.chmod((0o777 if place.is_dir() else 0o666) & ~mask)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file's text in one step, so that a kill leaves the old text or the new one.
 
@@ -150,6 +165,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
+        open_to_others(Path(name))
         Path(name).replace(path)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)

@@ -83,7 +83,7 @@ def _on_front(known: Sequence[Record], spent: bool) -> str | None:
     if not proposed:
         many = f"{len(fresh)} hand-made baseline{'s' if len(fresh) > 1 else ''}"
         if not spent:
-            return f"The front is empty: so far only {many} were trained, no candidate of the search."
+            return f"The front is empty: so far {many} and no candidate of the search {'were' if len(fresh) > 1 else 'was'} trained."
         return f"The front is empty: the budget went into {many}, before any candidate; give more of it, or set search.baselines: false."
     reason = next((record.measurement.reason for record in reversed(proposed) if record.measurement.reason), None)
     why = f" (the last: {reason})" if reason else ""

@@ -46,6 +46,14 @@ def sample(space: SearchSpace, pick: Callable[[str, Int | Float | Choice | OneOf
     return _candidate({section: _sample(pick, section, value) for section, value in space.tree.items()})
 
 
+def given(space: SearchSpace, params: dict[str, Any]) -> Candidate | None:
+    """The candidate of these parameters; None where some are left to a sampler."""
+    try:
+        return sample(space, lambda name, _: params[name])
+    except KeyError:
+        return None
+
+
 def parameters_of(space: SearchSpace, candidate: Candidate) -> tuple[dict[str, Any], list[str]]:
     """The parameters by which a trial gets the same student (the inverse of suggest), and the sections in which the space does not have it.
 

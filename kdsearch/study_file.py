@@ -15,6 +15,12 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 SAMPLERS = ["auto", "tpe", "gp", "nsga2", "qmc", "random"]
 
 
+def _rising(shares: tuple[float, ...]) -> tuple[float, ...]:
+    if list(shares) != sorted(set(shares)):
+        raise ValueError("should rise from rung to rung")
+    return shares
+
+
 def _sampler(name: str) -> str:
     if name not in SAMPLERS and ":" not in name:
         raise ValueError(f"{unknown('sampler', name, SAMPLERS)}, or module:Class")
@@ -144,7 +150,8 @@ class Search(Section):
 
     sampler: Annotated[str, AfterValidator(_sampler)] = "auto"
     random_share: Share = 0.2
-    rungs: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False)] = (0.25,)  # YAML and JSON have lists
+    # YAML and JSON have lists.
+    rungs: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False), AfterValidator(_rising)] = (0.25,)
     eta: Annotated[float, Field(gt=1)] = 3.0
     minutes: Positive = 30
     trials: Count | None = None

@@ -30,7 +30,7 @@ from kdsearch.together import Storage, storage_of, together
 MADE_BY, SECONDS = "made by", "seconds searched"
 DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize"]
 METRICS = ["accuracy", "log latency (relative to the teacher)"]
-MOST_RETRIES = 3
+MOST_RETRIES, LONGEST_SAID = 3, 200
 # What a retry takes over from the trial that was interrupted.
 KEPT = ("baseline", "candidate", "start", "place")
 # What the dashboard has as columns.
@@ -118,15 +118,27 @@ def same_as_before(study: optuna.Study, facts: dict[str, Any]) -> None:
     Raises:
         UserError: something differs; the message names it.
     """
-    fix = "restore it to resume, or give the study another name or --out folder to start anew"
+    fix = "restore it to resume, or give the study another name or --out folder; --from takes over what this one has found"
+    begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
     messages = []
     for key, value in facts.items():
-        if key not in study.user_attrs or not study.trials:  # before the first trial nothing depends on it
+        before = study.user_attrs.get(key)
+        if key not in study.user_attrs or not begun:  # before the first trial nothing depends on it
             study.set_user_attr(key, value)
-        elif _as_text(study.user_attrs[key]) != _as_text(value):
-            messages.append(f"study '{study.study_name}': {key} differs from what its {len(study.trials)} trials were made with; {fix}")
+        elif _as_text(before) != _as_text(value):
+            what = f"study '{study.study_name}': {key} differs from what its {len(begun)} trials were made with{_changes(before, value)}"
+            messages.append(f"{what}; {fix}")
     if messages:
         raise UserError(messages)
+
+
+def _changes(before: Any, now: Any) -> str:
+    """What was and what is, in brackets: of settings the keys that differ, of a single value itself; nothing of what is long."""
+    pairs = [("", before, now)]
+    if isinstance(before, dict) and isinstance(now, dict):
+        pairs = [(f"{key} ", before.get(key), now.get(key)) for key in {**before, **now} if before.get(key) != now.get(key)]
+    said = ", ".join(f"{key}{json.dumps(old)} then, {json.dumps(new)} now" for key, old, new in pairs)
+    return f" ({said})" if len(said) <= LONGEST_SAID else ""
 
 
 def _as_text(value: Any) -> str:

@@ -5,6 +5,7 @@ Each imports and loads once; what the teacher said is on disk and shared. A proc
 """
 
 import math
+import multiprocessing
 import os
 import queue
 import signal
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -222,6 +224,7 @@ def _wait_until_ready(worker: Worker) -> None:
 def _work(connection: Connection, threads: int, folder: Path, number: int, count: int) -> None:
     """A process's life: load, evaluate what comes, end with the parent."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # with what a process does at its end
+    Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(threads)
     gate, told = Gate(folder, number, count), time.monotonic()
 
@@ -250,6 +253,13 @@ def _work(connection: Connection, threads: int, folder: Path, number: int, count
                 answer = measured(objective.evaluate, order, bench, progress)
             connection.send(answer)
             guard.give_back()  # while the parent asks for the next
+
+
+def _end_with_the_parent() -> None:
+    """A parent that is killed closes nothing in order, and nobody waits for what is trained here any more."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _ending(process: BaseProcess) -> str:

@@ -285,7 +285,8 @@ def test_a_run_takes_over_what_an_earlier_study_found(
         assert one.imported_from == f"trial {before[from_dict(one.candidate).key()].trial} of tiny"
         assert len(one.measurement.violations) == 1
     own = [one for one in found if one.imported_from is None]
-    assert len(own) == 4  # its first guesses are those of the earlier study
+    assert len(own) == 4
+    assert own[0].duplicate_of is None  # the guesses are those of the earlier study, and cost nothing
     assert len(evaluated) == sum(one.duplicate_of is None for one in own) > 0
     assert not set(evaluated) & set(before)
     assert "imported" in (tmp_path / "first" / "report.html").read_text(encoding="utf-8")

@@ -167,6 +167,13 @@ def test_a_poor_proxy_is_told_as_one_and_what_to_do() -> None:
     assert "but not clearly" in told(POOR, replace(POOR, tau_within=Estimate(POOR.tau_within.low + 0.01, 0.0, 0.5)), 0.9)
 
 
+def test_an_interval_that_holds_everything_is_no_verdict() -> None:
+    few = agreement([1, 2, 3, 4], [1, 3, 2, 4], [1, 1, 1, 1])
+    said = told(few, few, 0.9)
+    assert "20 students are too few to tell whether the proxy is good enough" in said
+    assert "longer proxy" not in said
+
+
 def test_what_is_unknown_is_told_as_unknown() -> None:
     few = agreement(range(5), range(5), range(5))
     said = told(few, few, None, None)

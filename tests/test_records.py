@@ -1,4 +1,7 @@
 import json
+import os
+import stat
+import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +66,32 @@ def test_a_key_of_a_later_version_is_ignored() -> None:
 )
 def test_feasible_is_trained_and_inside_every_limit(state: str, violations: tuple[float, ...], feasible: bool) -> None:
     assert Record(0, {}, Measurement(state, violations=violations), seed=0).feasible is feasible
+
+
+@pytest.mark.parametrize(
+    ("state", "violations", "reason", "breaks"),
+    [
+        (COMPLETE, (0.1, -0.1), "accuracy_relative 0.86 is below the limit 0.9", "accuracy_relative"),
+        (COMPLETE, (0.1, 0.2), "latency_ms 3 exceeds the limit 2; parameters 5 exceeds the limit 4", "latency_ms, parameters"),
+        (COMPLETE, (0.1,), None, "a limit"),
+        (COMPLETE, (-0.1,), None, ""),
+        (REFUSED, (0.1,), "latency_ms 3 exceeds the limit 2", ""),
+    ],
+)
+def test_a_student_says_which_limits_it_breaks(state: str, violations: tuple[float, ...], reason: str | None, breaks: str) -> None:
+    assert Record(0, {}, Measurement(state, reason=reason, violations=violations), seed=0).breaks == breaks
+
+
+def test_what_is_written_aside_is_for_others_to_read_as_any_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        records.write_text(tmp_path / "report.html", "text")
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        records.open_to_others(folder)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "report.html").stat().st_mode) == 0o644
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_what_speaks_against_a_pick(found: Record, expected: str | None) -> None
                 "The budget is used up: 0.5 of 0.1 minutes. To go on, raise --minutes.",
             ],
         ),
-        (BASELINES, Search(), ["The front is empty: so far only 2 hand-made baselines were trained, no candidate of the search."]),
+        (BASELINES, Search(), ["The front is empty: so far 2 hand-made baselines and no candidate of the search were trained."]),
         (
             [*BASELINES, SLOW],
             Search(),

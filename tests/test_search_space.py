@@ -62,6 +62,14 @@ def optuna_study(seed: int = 0) -> optuna.Study:
     return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
 
 
+def test_a_candidate_is_given_by_all_its_parameters_and_not_by_some() -> None:
+    space = space_file.parse({"architecture": {"layers": {"int": [1, 3]}, "heads": 2, "head_size": 16, "ffn_ratio": {"choice": [1, 2]}}})
+    found = search_space.given(space, {"architecture.layers": 2, "architecture.ffn_ratio": 1})
+    assert found is not None
+    assert (found.architecture.layers, found.architecture.ffn_ratio) == (2, 1)
+    assert search_space.given(space, {"architecture.layers": 2}) is None
+
+
 def test_spaces_are_shipped() -> None:
     assert FILES
 

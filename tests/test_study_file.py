@@ -140,6 +140,9 @@ def test_an_anchor_may_be_merged(tmp_path: Path) -> None:
 
 
 def test_lists_of_a_file_and_of_a_record_are_read_alike(tmp_path: Path) -> None:
+    for falling in ([0.5, 0.2], [0.5, 0.5]):
+        with pytest.raises(UserError, match=r"search\.rungs: .*should rise from rung to rung"):
+            study_file.load(tiny.write_yaml(tmp_path / "study.yaml", {**SMALLEST, "search": {"rungs": falling}}))
     spec = study_file.load(tiny.write_yaml(tmp_path / "study.yaml", {**SMALLEST, "search": {"rungs": [0.25, 0.6]}}))
     assert spec.search.rungs == (0.25, 0.6)
     assert study_file.StudySpec.model_validate(json.loads(json.dumps(spec.model_dump(mode="json")))) == spec

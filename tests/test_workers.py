@@ -1,7 +1,10 @@
 """Real processes on a tiny study."""
 
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kdsearch import objective, space_file, workbench, workers
@@ -95,6 +99,27 @@ def test_where_no_worker_can_be_started_any_more_nobody_is_told_that_a_trial_fai
         assert running.result(timeout=120).state == FAILED  # its own process is gone, and so is the next
         with pytest.raises(NobodyLeftError, match="tried again when the same command goes on"):
             measured(crew.evaluate, Order(KD, 0))
+
+
+PARENT = """
+import os, pickle, sys, threading
+from kdsearch.workers import Workers
+if __name__ == "__main__":
+    lesson, order = pickle.load(open(sys.argv[1], "rb"))
+    with Workers(lesson, 1, lambda *_: print(crew.all[0].process.pid, flush=True)) as crew:
+        crew.evaluate(order)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(lesson: Lesson, tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    (tmp_path / "lesson").write_bytes(pickle.dumps((endless(lesson), Order(KD, 0))))
+    command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "lesson")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))  # it trains
+        parent.kill()
+    worker.wait(timeout=30)
 
 
 def test_the_end_stops_what_runs_and_starts_nothing(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ class Row:
     role: str
     trial: int | None = None
     picks: tuple[str, ...] = ()
-    feasible: bool = True
+    breaks: str = ""
     accuracy: float | None = None
     accuracy_se: float | None = None
     latency_ms: float | None = None
@@ -151,7 +151,7 @@ def _role(record: Record) -> str:
 
 def _full_row(row: dict[str, Any]) -> Row:
     """A student of confirmed.json."""
-    same = {name: row[name] for name in ("role", "trial", "feasible", "accuracy", "accuracy_se", "parameters", "divergence")}
+    same = {name: row[name] for name in ("role", "trial", "accuracy", "accuracy_se", "parameters", "divergence")}
     return Row(**same, faster=1 / row["latency_relative"])
 
 
@@ -178,7 +178,7 @@ def _row(role: str, record: Record, chosen: dict[str, int]) -> Row:
         role,
         trial=record.trial,
         picks=tuple(name for name, trial in chosen.items() if trial == record.trial),
-        feasible=record.feasible,
+        breaks=record.breaks,
         accuracy=found.accuracy,
         accuracy_se=found.accuracy_se,
         latency_ms=found.latency_ms,

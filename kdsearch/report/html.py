@@ -191,7 +191,7 @@ def _surroundings(facts: dict[str, Any]) -> str:
 
 def _cells(row: Row) -> list[str]:
     marks = "".join(f' <span class="mark">{pick}</span>' for pick in row.picks)
-    over = "" if row.feasible else ' <span class="over">breaks a limit</span>'
+    over = f' <span class="over">breaks {escape(row.breaks)}</span>' if row.breaks else ""
     interval = (
         f" [{row.latency_ms_low:.2f}, {row.latency_ms_high:.2f}]"
         if row.latency_ms_low is not None and row.latency_ms_high is not None

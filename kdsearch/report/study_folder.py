@@ -47,7 +47,8 @@ def load(path: Path) -> StudyFolder:
 def _of_these(confirmed: dict[str, Any], found: list[Record]) -> bool:
     """Whether full trainings are of these trials, and not of an earlier study's in the same folder."""
     candidates = {record.trial: record.candidate for record in found}
-    return all(row["trial"] is None or candidates.get(row["trial"]) == row["candidate"] for row in confirmed["students"])
+    rows = [row for row in confirmed["students"] if row.get("trial") is not None]
+    return all(candidates.get(row["trial"]) == row["candidate"] for row in rows)
 
 
 def _folder_of(path: Path) -> Path:

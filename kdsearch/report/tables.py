@@ -74,12 +74,12 @@ def _table(folder: StudyFolder, spared: Sequence[str]) -> Table:
         table.add_column(column, justify="left" if column in ("", "starts from", "recipe") else "right", no_wrap=True)
     for row in rows(folder):
         cells = _cells(row)
-        table.add_row(*(cells[place] for place in kept), style="bold" if row.picks else "dim" if not row.feasible else None)
+        table.add_row(*(cells[place] for place in kept), style="bold" if row.picks else "dim" if row.breaks else None)
     return table
 
 
 def _cells(row: Row) -> list[str]:
-    role = row.role + "".join(f" *{pick}" for pick in row.picks) + ("" if row.feasible else " (breaks a limit)")
+    role = row.role + "".join(f" *{pick}" for pick in row.picks) + (f" (breaks {row.breaks})" if row.breaks else "")
     interval = f" [{row.latency_ms_low:.2f}, {row.latency_ms_high:.2f}]" if row.latency_ms_low and row.latency_ms_high else ""
     return [
         role,

@@ -49,7 +49,8 @@ def test_a_student_over_a_limit_is_never_on_the_front(tmp_path):
     assert not over.feasible
     study = write_study(tmp_path, [fast, over])
     assert [one["trial"] for one in front.document(study)["front"]] == [0]
-    assert [(row.role, row.feasible) for row in front.rows(study)] == [("teacher", True), ("baseline whole", False), ("front", True)]
+    assert [(row.role, row.breaks) for row in front.rows(study)] == [("teacher", ""), ("baseline whole", over.breaks), ("front", "")]
+    assert over.breaks
 
 
 def test_what_was_imported_is_marked_and_counted(tmp_path):
