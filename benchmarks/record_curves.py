@@ -5,7 +5,7 @@ their parameters are drawn anew), because a search spends its time there. Those 
 for the study's proxy, and scored on the way; a part of them, spread over the latencies, is then trained at full length with several seeds,
 and for longer proxies: the truth that a proxy is compared with.
 
-    python benchmarks/record_curves.py [--study studies/quickstart.yaml] [--candidates 160] [--full 16] [--seeds 2] [--out FOLDER]
+    python benchmarks/record_curves.py [--study studies/quickstart.yaml] [--candidates 160] [--full 32] [--seeds 2] [--out FOLDER]
 
 Every training is a line of FOLDER/NAME.jsonl as soon as it is done; started again, the command goes on. All of it takes hours on two cores
 (it was not timed in one piece). The last line is JSON.
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Record learning curves of a study's candidates.")
     parser.add_argument("--study", type=Path, default=Path("studies/quickstart.yaml"))
     parser.add_argument("--candidates", type=int, default=160, help="candidates that are trained for the proxy")
-    parser.add_argument("--full", type=int, default=16, help="of them, trained at full length")
+    parser.add_argument("--full", type=int, default=32, help="of them, trained at full length")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of the full trainings")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/curves"))
     parser.add_argument("--workers", type=int, help="processes side by side; left out: as many as there are cores that compute")
@@ -162,9 +162,10 @@ def main() -> None:
             number += batch
         chosen = spread(store, options.full, spec.proxy.steps)
         candidates = {row["number"]: search_space.suggest(study.space, optuna.trial.FixedTrial(row["params"])) for row in chosen}
-        lengths = [(PROXY, spec.proxy.steps, 1), (PROXY, 2 * spec.proxy.steps, 0)] + [
-            (FULL, spec.train.steps, seed) for seed in range(options.seeds)
-        ]
+        short = spec.proxy.steps
+        lengths = [(PROXY, short, 1), (PROXY, 2 * short, 0)]
+        lengths += [(FULL, spec.train.steps, seed) for seed in range(options.seeds)]
+        lengths += [(PROXY, 4 * short, 0)]
         for kind, steps, seed in lengths:
             base = spec.proxy if kind == PROXY else spec.train
             jobs = [Job(row["number"], row["params"], candidates[row["number"]], kind, steps, seed) for row in chosen]
