@@ -90,7 +90,7 @@ def run_study(
             bench.facts["teacher"] |= workbench.teacher_latency(bench)  # while the workers wait
             facts = session.write_facts(study, bench, count)
             taken = session.taken_as_before(study, store, sources, lambda: earlier.take(others, study, facts, extra))
-            console.print("\n".join([_introduction(bench, count), *taken.said]), markup=False, highlight=False)
+            console.print("\n".join([_introduction(facts, count), *taken.said]), markup=False, highlight=False)
 
             def alone(order: Order) -> records.Measurement:
                 return records.measured(objective.evaluate, order, bench, display.progress)
@@ -273,8 +273,9 @@ def _record(folder: study_folder.StudyFolder, trial: int) -> records.Record:
     return found
 
 
-def _introduction(bench: Bench, count: int) -> str:
-    teacher_facts, task = bench.facts["teacher"], bench.facts["task"]
+def _introduction(facts: dict[str, Any], count: int) -> str:
+    """Of the study's own facts, whose teacher was timed in the first session, as its students were."""
+    teacher_facts, task = facts["teacher"], facts["task"]
     return (
         f"teacher   accuracy {teacher_facts['accuracy']:.3f} ± {teacher_facts['accuracy_se']:.3f}  {teacher_facts['latency_ms']:.1f} ms  "
         f"{teacher_facts['parameters'] / 1e6:.1f}M parameters\n"

@@ -71,6 +71,8 @@ def confirm(
     """
     store = Store(study.folder)
     if missing := store.missing(todo):
+        there = len(todo) - len(missing)
+        console.print(f"{len(todo)} full trainings of {todo[0].steps} steps{f', {there} of them done' if there else ''}", highlight=False)
         with hands(missing) as (evaluate, count):
             _train(study, store, missing, (evaluate, count), console)
     folder = study_folder.load(study.folder)

@@ -48,8 +48,11 @@ def publish(study: optuna.Study, folder: StudyFolder) -> None:
     chosen = front.picks(folder)
     named = ", ".join(f"{name}: trial {trial}" for name, trial in chosen.items()) or "no student has been trained yet"
     by = "full trainings" if folder.confirmed else "short distillations"
+    limits = [name for name, value in folder.facts["spec"]["limits"].items() if value is not None] or ["none"]
     body = (
         f"**Students of {folder.facts['teacher']['model']}**\n\nPicks of the front, by {by}: {named}.\n\n"
+        f"Constraints of a trial, above 0 where broken, in their order: {', '.join(limits)}; and where vocabularies vary, whether the "
+        "recipe works with this one.\n\n"
         "The card *Best Trials* ignores the study's limits, so it may list students that break them. The front inside the limits, "
         f"with the teacher and the baselines, is the figure **{FIGURE}** below and the report.html in the study's folder."
     )

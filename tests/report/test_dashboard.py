@@ -47,6 +47,7 @@ def test_publishing_puts_the_front_and_a_note_into_the_study(study, storage):
     assert {re.sub(r"\d+$", "", key) for key in attributes if "plot_data" in key} == {"dashboard:plot_data:kdsearch-front:"}
     note = "".join(value for key, value in sorted(attributes.items()) if key.startswith("dashboard:note_str"))
     assert "*Best Trials* ignores the study's limits" in note
+    assert "Constraints of a trial, above 0 where broken, in their order: latency_relative; and" in note
     assert "knee: trial" in note
 
 
