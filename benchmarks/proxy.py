@@ -115,7 +115,7 @@ def _held(values: dict[int, float], truth: dict[int, float], latency: dict[int, 
 
 
 def rankings(found: Recorded) -> list[Told]:
-    """Every score of the shortest proxy at each of its steps, of the longer ones at their end, and the sizes."""
+    """Every score of the shortest proxy at each of its steps, of the longer ones at their end, of the full ones on their way, and sizes."""
     lines = []
     for length, rows in sorted(found.proxies.items()):
         marks = sorted({int(step) for row in rows.values() for step in row["curve"]})
@@ -124,9 +124,38 @@ def rankings(found: Recorded) -> list[Told]:
                 at = {number: row["curve"].get(str(step), {}) for number, row in rows.items()}
                 values = {number: sign * scores[score] for number, scores in at.items() if score in scores}
                 lines.append(told(f"{score}, step {step} of {length}", values, found))
+    lines += on_the_way(found)
     for key, name in SIZES.items():
         lines.append(told(name, {number: float(rows[0][key]) for number, rows in found.full.items()}, found))
     return lines
+
+
+def on_the_way(found: Recorded) -> list[Told]:
+    """Every score on the way of the full training, with its slower schedule, held against the end of another seed's."""
+    most = max(len(rows) for rows in found.full.values())
+    whole = [number for number in found.numbers if len(found.full[number]) == most]
+    latency, unknown = [found.latency()[number] for number in whole], Agreement(*[Estimate()] * 4)
+    lines = []
+    marks = set.intersection(*({int(step) for step in row["curve"]} - {row["of"]} for number in whole for row in found.full[number]))
+    for step in sorted(marks):
+        for score, sign in SCORES.items():
+            held: dict[str, tuple[float | None, float | None]] = {}
+            for truth in TRUTHS:
+                ends = np.array(found.seeds(truth, whole))
+                taus = []
+                for seed in range(most):
+                    here = [sign * found.full[number][seed]["curve"][str(step)][score] for number in whole]
+                    others = np.delete(ends, seed, axis=1)
+                    taus.append((as_a_seed(here, others), as_a_seed(here, others, latency)))
+                held[truth] = _mean([tau for tau, _ in taus]), _mean([tau for _, tau in taus])
+            length = found.full[whole[0]][0]["of"]
+            lines.append(Told(f"{score}, step {step} of {length}, another seed's", len(whole), dict.fromkeys(TRUTHS, unknown), held))
+    return lines
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def ceilings(found: Recorded) -> dict[str, dict[str, float | None]]:
