@@ -134,11 +134,14 @@ def on_the_way(found: Recorded) -> list[Told]:
     """Every score on the way of the full training, with its slower schedule, held against the end of another seed's."""
     most = max(len(rows) for rows in found.full.values())
     whole = [number for number in found.numbers if len(found.full[number]) == most]
-    latency, unknown = [found.latency()[number] for number in whole], Agreement(*[Estimate()] * 4)
-    lines = []
+    latency, unknown, lines = [found.latency()[number] for number in whole], Agreement(*[Estimate()] * 4), list[Told]()
+    if most < 2:
+        return lines
     marks = set.intersection(*({int(step) for step in row["curve"]} - {row["of"]} for number in whole for row in found.full[number]))
     for step in sorted(marks):
         for score, sign in SCORES.items():
+            if not all(score in row["curve"][str(step)] for number in whole for row in found.full[number]):
+                continue
             held: dict[str, tuple[float | None, float | None]] = {}
             for truth in TRUTHS:
                 ends = np.array(found.seeds(truth, whole))

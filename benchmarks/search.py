@@ -101,7 +101,8 @@ def ours(problem: Problem, seed: int, changes: dict[str, Any]) -> Ledger:
     known = {key: value for key, value in changes.items() if key not in ("guesses", "baselines")}
     for _ in range(BASELINES if changes.get("baselines", True) else 0):
         ledger.charge(steps, 1)
-    plan = plan.model_copy(update={"minutes": problem.budget / 60, "seed": seed, "baselines": False, **known})
+    left = problem.budget - ledger.spent  # the search's clock starts behind its baselines
+    plan = plan.model_copy(update={"minutes": left / 60, "seed": seed, "baselines": False, **known})
 
     def objective(order: Order) -> Measurement:
         row = ledger.answer(order.candidate)

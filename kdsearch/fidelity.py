@@ -90,7 +90,8 @@ def ceiling(full: ArrayLike, latency: ArrayLike | None = None) -> float | None:
 def as_a_seed(proxy: ArrayLike, full: ArrayLike, latency: ArrayLike | None = None) -> float | None:
     """Mean tau-b of a proxy with each seed of full trainings [candidates, seeds], to be held against :func:`ceiling`."""
     x, scores = np.asarray(proxy, dtype=float), np.asarray(full, dtype=float)
-    return _mean_tau(([x, scores[:, seed]] for seed in range(scores.shape[1])), latency, len(scores))
+    seeds = range(scores.shape[1]) if len(scores) else ()
+    return _mean_tau(([x, scores[:, seed]] for seed in seeds), latency, len(scores))
 
 
 def _mean_tau(orders: Iterable[Sequence[Array]], latency: ArrayLike | None, count: int) -> float | None:

@@ -54,6 +54,11 @@ def test_the_score_that_was_planted_is_found() -> None:
     counts = {one["name"]: one["count"] for one in result["rankings"]}
     assert counts["calibrated_divergence, step 100 of 200"] == 0
     assert "accuracy, step 200 of 400" not in counts
+    alone = {one["name"]: one["with_a_seed"]["accuracy"] for one in result["rankings"]}
+    assert alone["divergence, step 200 of 200"] == pytest.approx((1.0, 1.0))
+    on_the_way = alone["accuracy, step 1000 of 2000, another seed's"]
+    assert on_the_way == pytest.approx(alone["accuracy, step 100 of 200"])  # the same planted noise
+    assert abs(on_the_way[0] or 0.0) < 0.6
     assert result["ceiling"] == {name: {"all": pytest.approx(1.0), "within": pytest.approx(1.0)} for name in ("accuracy", "divergence")}
 
 
@@ -67,8 +72,8 @@ def test_the_document_is_written_and_ends_with_json(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["candidates"] == COUNT
     text = out.read_text(encoding="utf-8")
     assert f"| divergence, step 200 of 200 | {COUNT} | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |" in text
-    assert "| another seed of the full training (ceiling) | | 1.00 | 1.00 | 1.00 | 1.00 |" in text
-    assert "The full accuracy is ranked best, within latency bins, by" in text
+    assert "| another seed of the full training (ceiling) | |  |  | 1.00, 1.00 |  |  | 1.00, 1.00 |" in text
+    assert "The full accuracy of one seed is ranked best, within latency bins, by" in text
     assert "nan" not in text
 
 
