@@ -3,9 +3,11 @@
 import argparse
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -58,6 +60,18 @@ def test_each_training_answers_once_and_the_nearest_first(problem: search.Proble
     others = [problem.replay.nearest(candidate, used) for _ in range(len(problem.replay.rows) - 1)]
     assert first not in others
     assert problem.replay.nearest(candidate, used) is None
+
+
+def test_neighbours_are_alike_in_what_decides_latency_and_accuracy(problem: search.Problem) -> None:
+    """Planted: shape alone decides, and nothing of the recipe does."""
+    trained, errors = problem.replay, []
+    for index, one in enumerate(trained.rows):
+        candidate = search_space.suggest(SPACE, optuna.trial.FixedTrial(one["params"]))
+        neighbour = trained.nearest(candidate, {index})
+        assert neighbour is not None
+        errors.append(math.log(neighbour["latency"] / one["latency"]))
+    spread = np.std([math.log(one["latency"]) for one in trained.rows])
+    assert np.std(errors) < 0.5 * spread
 
 
 @pytest.mark.parametrize("name", ["kdsearch", "kdsearch without rungs", "Optuna TPE", "Optuna random"])
