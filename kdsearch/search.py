@@ -6,6 +6,8 @@ search that was killed and started again proposes what the uninterrupted one wou
 derived from it.
 """
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -135,8 +137,9 @@ class Session:
     def settle(self, asked: Asked, record: Record) -> None:
         """Tell a trial's record to everyone."""
         around, state = self.around, self.state
-        study_store.tell(self.study, asked.trial, record, around.note(record), around.floor, around.teacher_flops)
-        self.study.set_user_attr(study_store.SECONDS, self.seconds())
+        with uninterrupted():
+            study_store.tell(self.study, asked.trial, record, around.note(record), around.floor, around.teacher_flops)
+            self.study.set_user_attr(study_store.SECONDS, self.seconds())
         state.keep(asked.place, record)
         self.write()
         self.watcher.found(record, in_order(state.known))
@@ -171,7 +174,8 @@ def search(
     with callers(at_once) as hands:
         while True:
             while len(state.running) < at_once and not exhausted(state, around, run.seconds()):
-                asked = _ask(study, around, state, lag)
+                with uninterrupted():
+                    asked = _ask(study, around, state, lag)
                 if asked is None:
                     break
                 watcher.proposed(asked.trial.number, asked.candidate, asked.baseline)
@@ -305,6 +309,22 @@ class _Here(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C is heard at the end of the block: in the middle of a statement a storage would lose it, or print a traceback of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(came[0])
 
 
 @contextmanager
