@@ -6,7 +6,6 @@ search that was killed sees its trials in the order of one that was not.
 
 import hashlib
 import json
-import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -153,7 +152,6 @@ def backend(storage: str) -> Storage:
 
     With a write-ahead log a commit survives the death of the process without waiting for the disk; only the machine's own takes the last.
     """
-    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # Ctrl-C in a statement is told as such, without its traceback
     if not storage.startswith("sqlite"):
         return Storage(storage, engine_kwargs={"pool_pre_ping": True})
     found = Storage(storage, engine_kwargs={"connect_args": {"timeout": 60}})

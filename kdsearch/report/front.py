@@ -112,9 +112,11 @@ def picks(folder: StudyFolder) -> dict[str, int]:
 
 def picked(folder: StudyFolder) -> dict[str, Row]:
     """The same as rows, by what they were picked by."""
-    full = {row["trial"]: row for row in (folder.confirmed or {}).get("students", ())}
-    short = {row.trial: row for row in rows(folder)}
-    return {name: _full_row(full[trial]) if trial in full else short[trial] for name, trial in picks(folder).items()}
+    if (folder.confirmed or {}).get("picks"):
+        found = {row["trial"]: _full_row(row) for row in (folder.confirmed or {})["students"] if row["seeds"]}
+    else:
+        found = {row.trial: row for row in rows(folder)}
+    return {name: found[trial] for name, trial in picks(folder).items()}
 
 
 def unconfirmed(folder: StudyFolder) -> int:

@@ -48,7 +48,7 @@ def show_confirmed(document: dict[str, Any], name: str, console: Console) -> Non
 def confirmed_cells(row: dict[str, Any], picks: dict[str, int]) -> list[str]:
     """A student of confirmed.json as text."""
     chosen = [name for name, trial in picks.items() if trial == row["trial"]]
-    marks = "".join(f" *{name}" for name in chosen or [""]) if row["on_front"] else ""
+    marks = "".join(f" *{name}" for name in chosen) or (" *" if row["on_front"] else "")
     numbers = {name: row[name] for name in ("proxy_accuracy", "divergence")}
     return [
         row["role"] + marks + ("" if row["feasible"] or not row["seeds"] else " (breaks a limit)"),

@@ -115,7 +115,11 @@ def test_picks_are_by_the_full_trainings_where_there_are_some(study):
     picked = front.picked(full)["knee"]
     assert (picked.trial, picked.accuracy, picked.faster, picked.role) == (4, 0.8401, 5.0, "near the front")
     assert [row["trial"] for row in front.document(full)["confirmed"]] == [4]
-    assert front.picks(confirmed(study, picks={})) == front.picks(study)  # none of them stands on a front
+    best = front.picks(study)["best"]  # no full training stands on a front, and that of the best one failed
+    failed = {**CONFIRMED["students"][1], "trial": best}
+    none = confirmed(study, picks={}, students=[failed])
+    assert front.picks(none) == front.picks(study)
+    assert front.picked(none) == front.picked(study)
 
 
 def test_students_of_the_front_that_were_not_trained_in_full_are_counted(study):
