@@ -211,7 +211,7 @@ def _recipe_mistakes(recipe: Recipe, shapes: list[Architecture], config: Pretrai
 
 
 def length_mistakes(right: dict[str, Any], config: PretrainedConfig) -> list[str]:
-    """Sequences of the study that are longer than the teacher's positions; batches are padded to a multiple of 8."""
+    """Sequences of the study that are longer than the teacher's positions; batches are padded to a multiple of 4."""
     lengths = _lengths(right)
     most = longest(config) // LENGTH_STEP * LENGTH_STEP
     return [

@@ -12,7 +12,7 @@ from kdsearch import cost, guard, inference, limits, starts
 from kdsearch.candidate import Candidate
 from kdsearch.distillation.distil import Lesson, TeacherOf, distil
 from kdsearch.distillation.knowledge import shapes_of
-from kdsearch.distillation.loop import GoesOn, Progress, always, telling
+from kdsearch.distillation.loop import GoesOn, Progress, Shown, always, telling
 from kdsearch.distillation.mistakes import recipe_mistakes, token_mistakes
 from kdsearch.errors import UserError
 from kdsearch.machine import accelerator
@@ -92,11 +92,12 @@ def _taught(
     """Distil until the end or the rung that stops it, and score."""
     candidate, training, at_rung = order.candidate, order.training or bench.spec.proxy, dict[str, dict[str, float]]()
 
-    def goes_on(step: int) -> bool:
+    def goes_on(step: int, shown: Shown) -> bool:
         if step not in order.rungs.seen:
             return True
         lap("training")
-        found = at_rung[str(step)] = scores(student, bench, candidate.architecture.vocabulary, ROWS_AT_RUNGS)
+        with shown():
+            found = at_rung[str(step)] = scores(student, bench, candidate.architecture.vocabulary, ROWS_AT_RUNGS)
         lap("scoring")
         return order.rungs.goes_on(step, found["calibrated_divergence"], timed.latency_relative or 1.0)
 

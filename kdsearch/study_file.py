@@ -119,12 +119,17 @@ class Limits(Section):
 
 
 class Training(Section):
-    """How long and on what a student is distilled. One batch holds about ``batch_tokens`` tokens."""
+    """How long and on what a student is distilled. One batch holds about ``batch_tokens`` tokens.
+
+    ``schedule``: ``linear`` lets the learning rate fall to 0 and takes the last weights; ``averaged`` keeps it and takes the mean of the
+    weights so far, the later ones heavier, which is the same at the end and can be judged at every rung (benchmarks/proxy.md).
+    """
 
     steps: Count = 300
     batch_tokens: Annotated[int, Field(ge=64)] = 1024
     transfer_share: Share = 0.5
     warmup: Share = 0.1
+    schedule: Literal["averaged", "linear"] = "averaged"
     train_embeddings: bool = False
 
 
@@ -132,6 +137,7 @@ class FullTraining(Training):
     """The full distillation of a pick by ``kdsearch train``."""
 
     steps: Count = 3000
+    schedule: Literal["averaged", "linear"] = "linear"
 
 
 class Search(Section):

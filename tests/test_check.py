@@ -260,7 +260,7 @@ def test_a_folder_below_a_file_is_refused(folder: Path) -> None:
         ),
         (
             {"architecture": {"positions": {"choice": [24, 32]}}},
-            "architecture.positions: must be at least 32 for task.max_length 32 (batches are padded to a multiple of 8); the value is 24; "
+            "architecture.positions: must be at least 32 for task.max_length 32 (batches are padded to a multiple of 4); the value is 24; "
             "raise it or lower task.max_length",
         ),
         ({"initialization": {"width": "svd"}}, "initialization.width: must be one of slice"),

@@ -137,7 +137,7 @@ def test_both_stages_of_a_recipe_are_trained(bench: workbench.Bench) -> None:
     recipe = Recipe("stages", 1.0, (Term("hidden_mse", 1.0, (("matching", "last_only"),)),), switch=0.5)
     heads = []
 
-    def keep(_: int) -> bool:
+    def keep(*_: object) -> bool:
         heads.append(student.classifier.weight.clone())
         return True
 

@@ -73,7 +73,7 @@ def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesso
         lesson.guard()
         return loss
 
-    schedule = Schedule(training.steps, candidate.training.learning_rate, training.warmup)
+    schedule = Schedule(training.steps, candidate.training.learning_rate, training.warmup, training.schedule == "averaged")
     with explicit_attention(student), threads(threads_for(student, training.batch_tokens)):
         losses = fit(
             [student, composition],
