@@ -107,7 +107,8 @@ def distilled(shape: str, label: str, candidate: Candidate, steps: int, seed: in
     begin, size = time.perf_counter(), candidate.architecture.vocabulary
     student = objective.started(candidate, bench, seed)
     key, untrained = weights_key(student, candidate), float(answers(student, bench, size)[0].mean())
-    objective.train(student, candidate, bench, bench.spec.proxy.model_copy(update={"steps": steps}), seed)
+    length = bench.spec.proxy.model_copy(update={"steps": steps, "schedule": "linear"})
+    objective.train(student, candidate, bench, length, seed)
     right, divergence = answers(student, bench, size)
     return Run(shape, label, steps, seed, key, untrained, right.astype(int).tolist(), divergence, time.perf_counter() - begin)
 
@@ -126,7 +127,7 @@ def step_seconds(candidate: Candidate, bench: workbench.Bench) -> float:
     moments: list[float] = []
     length = bench.spec.proxy.model_copy(update={"steps": TIMED_STEPS})
     student = objective.started(candidate, bench, 0)
-    objective.train(student, candidate, bench, length, 0, lambda _: moments.append(time.perf_counter()) is None)
+    objective.train(student, candidate, bench, length, 0, lambda *_: moments.append(time.perf_counter()) is None)
     return (moments[-1] - moments[0]) / (len(moments) - 1)
 
 

@@ -282,7 +282,7 @@ def prepare(path: Path, steps: int, seed: int, candidates: list[Params], folder:
     tokenizer = teacher.load_tokenizer(spec.teacher, study.base)
     rows = pool.build(task, tokenizer, spec.task.max_length)
     guide, key = teacher.load(spec.teacher, study.base, rows, spec.search.seed, device, workbench.silent)
-    proxy = {"steps": steps, "batch_tokens": equal_batches(rows, steps, seed), "transfer_share": 0.0}
+    proxy = {"steps": steps, "batch_tokens": equal_batches(rows, steps, seed), "transfer_share": 0.0, "schedule": "linear"}
     changed = {"proxy": spec.proxy.model_copy(update=proxy), "search": spec.search.model_copy(update={"seed": seed})}
     with cache_at(folder):
         start = time.perf_counter()

@@ -1,11 +1,11 @@
 """Which score of a short distillation ranks students as their full distillation does, and after how many steps.
 
 Reads what benchmarks/record_curves.py recorded: candidates spread over the latencies, trained at full length with several seeds, and for
-short proxies. Every score at every recorded step of the shortest proxy, and at the end of the longer ones, is held against the full
-accuracy and the full divergence (means over the seeds) by Kendall's tau-b: over all pairs, and over pairs within latency bins of at least
-four, since a search compares students that are about equally fast. Beside them stand the parameters, the FLOPs and the latency, which cost
-no training, and the ceiling: what two seeds of the full training agree by. A mean of seeds is easier to agree with than one of them, so
-that what is held against the ceiling is the agreement with single seeds.
+short proxies. Every score at every recorded step of those proxies whose weights are averaged, and at the end of those whose rate falls, is
+held against the full accuracy and the full divergence (means over the seeds) by Kendall's tau-b: over all pairs, and over pairs within
+latency bins of at least four, since a search compares students that are about equally fast. Beside them stand the parameters, the FLOPs
+and the latency, which cost no training, and the ceiling: what two seeds of the full training agree by. A mean of seeds is easier to agree
+with than one of them, so that what is held against the ceiling is the agreement with single seeds.
 
     python benchmarks/proxy.py [--curves benchmarks/curves/quickstart.jsonl] [--out benchmarks/proxy.md]
 
@@ -29,7 +29,7 @@ import numpy as np
 from kdsearch.fidelity import LEAST, Agreement, Estimate, agreement, as_a_seed, ceiling
 
 ROOT = Path(__file__).parents[1]
-PROXY, FULL, COMPLETE = "proxy", "full", "complete"
+PROXY, FULL, COMPLETE, AVERAGED = "proxy", "full", "complete", "averaged"
 SCORES = {"accuracy": 1, "divergence": -1, "calibrated_divergence": -1, "log_loss": -1}  # the sign that makes more better
 SIZES = {"parameters": "parameters", "flops": "FLOPs", "latency": "latency"}
 TRUTHS = {"accuracy": "full accuracy", "divergence": "full divergence"}
@@ -51,10 +51,10 @@ class Told:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The candidates with full trainings: for each number its full rows, and its rows of each proxy length, the preferred seed first."""
+    """The candidates with full trainings: for each number its full rows, and its row of each proxy (schedule, steps)."""
 
     full: dict[int, list[Row]]
-    proxies: dict[int, dict[int, Row]]
+    proxies: dict[tuple[str, int], dict[int, Row]]
 
     @property
     def numbers(self) -> list[int]:
@@ -91,11 +91,11 @@ def recorded(rows: Sequence[Row]) -> Recorded:
         full[row["number"]].append(row)
     if len(full) < LEAST:
         raise SystemExit(f"{len(full)} candidates have a full training; {LEAST} are needed: let benchmarks/record_curves.py go on")
-    proxies: dict[int, dict[int, Row]] = {}
+    proxies: dict[tuple[str, int], dict[int, Row]] = {}
     for seed in reversed(PREFERRED_SEEDS):
         for row in done:
             if (row["kind"], row["seed"]) == (PROXY, seed) and row["number"] in full:
-                proxies.setdefault(row["of"], {})[row["number"]] = row
+                proxies.setdefault((row["schedule"], row["of"]), {})[row["number"]] = row
     return Recorded(full, proxies)
 
 
@@ -115,15 +115,15 @@ def _held(values: dict[int, float], truth: dict[int, float], latency: dict[int, 
 
 
 def rankings(found: Recorded) -> list[Told]:
-    """Every score of the shortest proxy at each of its steps, of the longer ones at their end, of the full ones on their way, and sizes."""
+    """Every score of averaged proxies at each of their steps, of others at their end, of the full ones on their way, and sizes."""
     lines = []
-    for length, rows in sorted(found.proxies.items()):
+    for (schedule, length), rows in sorted(found.proxies.items()):
         marks = sorted({int(step) for row in rows.values() for step in row["curve"]})
-        for step in marks if length == min(found.proxies) else [length]:
+        for step in marks if schedule == AVERAGED else [length]:
             for score, sign in SCORES.items():
                 at = {number: row["curve"].get(str(step), {}) for number, row in rows.items()}
                 values = {number: sign * scores[score] for number, scores in at.items() if score in scores}
-                lines.append(told(f"{score}, step {step} of {length}", values, found))
+                lines.append(told(f"{score}, {schedule}, step {step} of {length}", values, found))
     lines += on_the_way(found)
     for key, name in SIZES.items():
         lines.append(told(name, {number: float(rows[0][key]) for number, rows in found.full.items()}, found))

@@ -85,7 +85,7 @@ def prepare(path: Path, steps: int) -> workbench.Bench:
     study = check.open_files(path)
     content = space_file.load(ROOT / "search_spaces" / "recipes.yaml").content
     space = space_file.parse({"architecture": SHAPE, "distillation": content["distillation"]})
-    spec = study.spec.model_copy(update={"proxy": study.spec.proxy.model_copy(update={"steps": steps})})
+    spec = study.spec.model_copy(update={"proxy": study.spec.proxy.model_copy(update={"steps": steps, "schedule": "linear"})})
     return workbench.in_full(workbench.prepare(spec, space, study.base, []))
 
 
@@ -107,7 +107,7 @@ def step_seconds(recipe: Recipe, bench: workbench.Bench) -> float:
     length = bench.spec.proxy.model_copy(update={"steps": TIMED_STEPS})
     candidate, moments = candidate_of(recipe, "uniform"), []
     student = build(bench.teacher, candidate, 0)
-    objective.train(student, candidate, bench, length, 0, lambda _: moments.append(time.perf_counter()) is None)
+    objective.train(student, candidate, bench, length, 0, lambda *_: moments.append(time.perf_counter()) is None)
     return (moments[-1] - moments[0]) / (len(moments) - 1)
 
 

@@ -22,6 +22,7 @@ from optuna.trial import FixedTrial
 from kdsearch import search_space
 from kdsearch.candidate import Candidate
 from kdsearch.space_file import SearchSpace
+from kdsearch.study_file import Training
 
 Array = NDArray[np.float64]
 SCORES = ("accuracy", "divergence", "calibrated_divergence")
@@ -64,11 +65,12 @@ class Replay:
     steps: int
 
     @staticmethod
-    def read(path: Path, space: SearchSpace, steps: int) -> "Replay":
-        """Those of a file that have ``steps`` steps and every score."""
+    def read(path: Path, space: SearchSpace, proxy: Training) -> "Replay":
+        """Those of a file that have the proxy's steps and schedule, and every score."""
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        proxies = [row for row in rows if (row["kind"], row["of"], row["seed"]) == ("proxy", steps, 0)]
-        return Replay([row for row in proxies if row["latency"] and (not row["curve"] or is_whole(row))], space, steps)
+        one = ("proxy", proxy.steps, proxy.schedule, 0)
+        proxies = [row for row in rows if (row["kind"], row["of"], row["schedule"], row["seed"]) == one]
+        return Replay([row for row in proxies if row["latency"] and (not row["curve"] or is_whole(row))], space, proxy.steps)
 
     @cached_property
     def trained(self) -> list[Row]:

@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/rungs.md"))
     options = parser.parse_args()
     study = check.open_files(options.study)
-    replay = Replay.read(options.curves, study.space, study.spec.proxy.steps)
+    replay = Replay.read(options.curves, study.space, study.spec.proxy)
     accuracy = json.loads(options.teacher.read_text(encoding="utf-8"))["accuracy"]
     found = table(replay, (study.spec.limits.accuracy_relative or 0.0) * accuracy)
     options.out.write_text(document(found, replay, shlex.join(["python", *sys.argv])), encoding="utf-8")

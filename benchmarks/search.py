@@ -268,7 +268,7 @@ def run(problem: Problem, name: str, seed: int, python: str) -> list[float]:
 
 def problem_of(study: check.Study, curves: Path, teacher: dict[str, Any], trainings: float) -> Problem:
     """The study's search over the curves; what scoring, building and timing cost is what they cost when the curves were recorded."""
-    replay = Replay.read(curves, study.space, study.spec.proxy.steps)
+    replay = Replay.read(curves, study.space, study.spec.proxy)
     stages = [row["stages"] for row in replay.trained]
     step, scoring, building, timing = (sum(stage[name] for stage in stages) for name in ("training", "scoring", "building", "latency"))
     step /= replay.steps

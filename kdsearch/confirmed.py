@@ -208,6 +208,7 @@ def _row(student: Student, some: Sequence[Measurement]) -> dict[str, Any]:
         "parameters": None,
         "flops": None,
         "feasible": _feasible(some),
+        "breaks": "" if _feasible(some) else next((found.breaks for found in some if found.breaks), ""),
         "candidate": student.candidate.to_dict(),
     }
     if not some:

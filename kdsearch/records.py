@@ -55,6 +55,18 @@ class Measurement:
     violations: tuple[float, ...] = ()
     traceback: str | None = None
 
+    @property
+    def feasible(self) -> bool:
+        """Trained, and inside every limit of the study."""
+        return self.state == COMPLETE and all(violation <= 0 for violation in self.violations)
+
+    @property
+    def breaks(self) -> str:
+        """The names of the limits that a trained student breaks; "a limit" where it does not say which, nothing where it breaks none."""
+        if self.state != COMPLETE or self.feasible:
+            return ""
+        return ", ".join(part.split()[0] for part in self.reason.split("; ")) if self.reason else "a limit"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -71,17 +83,13 @@ class Record:
 
     @property
     def breaks(self) -> str:
-        """The names of the limits that a trained student breaks; "a limit" where it does not say which, nothing where it breaks none."""
-        reason = self.measurement.reason
-        if self.measurement.state != COMPLETE or self.feasible:
-            return ""
-        return ", ".join(part.split()[0] for part in reason.split("; ")) if reason else "a limit"
+        """The names of the limits that it breaks, trained; nothing where it breaks none."""
+        return self.measurement.breaks
 
     @property
     def feasible(self) -> bool:
         """Trained, and inside every limit of the study: what may stand on a front."""
-        found = self.measurement
-        return found.state == COMPLETE and all(violation <= 0 for violation in found.violations)
+        return self.measurement.feasible
 
     def to_dict(self) -> dict[str, Any]:
         """Flat plain data: the contract of ``trials.jsonl`` and ``front.json``."""

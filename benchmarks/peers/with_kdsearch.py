@@ -20,7 +20,7 @@ def train(bench: workbench.Bench, inputs: Inputs, job: dict[str, Any]) -> tuple[
     """One job; the seed decides the order of the rows, the student's weights are those of every job."""
     start, described = time.perf_counter(), inputs.told["students"][job["student"]]["candidate"]
     described = {**described, "training": {"learning_rate": job["learning_rate"]}}
-    proxy = bench.spec.proxy.model_copy(update={"steps": job["steps"]})
+    proxy = bench.spec.proxy.model_copy(update={"steps": job["steps"], "schedule": "linear"})  # as the others
     candidate = from_dict(described)
     student = objective.started(candidate, bench, 0)
     with Meter(student) as meter:

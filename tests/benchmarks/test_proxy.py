@@ -14,9 +14,10 @@ COUNT = 24
 
 
 def row(number: int, kind: str, steps: int, seed: int, curve: dict[str, dict[str, float]], state: str = "complete") -> dict[str, Any]:
+    schedule = "averaged" if (kind, steps) == ("proxy", 200) else "linear"
     latency = 0.05 + 0.02 * number
     sizes = {"latency": latency, "parameters": int(1e7 * latency), "flops": 1e8 * latency}
-    return {"number": number, "kind": kind, "of": steps, "seed": seed, "state": state, "curve": curve, **sizes}
+    return {"number": number, "kind": kind, "of": steps, "schedule": schedule, "seed": seed, "state": state, "curve": curve, **sizes}
 
 
 def planted(full_seeds: int = 2) -> list[dict[str, Any]]:
@@ -47,17 +48,17 @@ def test_the_score_that_was_planted_is_found() -> None:
     for truth in ("accuracy", "divergence"):
         for part in ("tau", "tau_within"):
             found = taus(result, truth, part)
-            assert found["divergence, step 200 of 200"] == found["divergence, step 400 of 400"] == pytest.approx(1.0)
-            assert found["calibrated_divergence, step 200 of 200"] == pytest.approx(1.0)
-            assert abs(found["accuracy, step 200 of 200"] or 0.0) < 0.6  # of seed 1, not the perfect one of seed 0
+            assert found["divergence, averaged, step 200 of 200"] == found["divergence, linear, step 400 of 400"] == pytest.approx(1.0)
+            assert found["calibrated_divergence, averaged, step 200 of 200"] == pytest.approx(1.0)
+            assert abs(found["accuracy, averaged, step 200 of 200"] or 0.0) < 0.6  # of seed 1, not the perfect one of seed 0
             assert found["parameters"] == found["latency"]
     counts = {one["name"]: one["count"] for one in result["rankings"]}
-    assert counts["calibrated_divergence, step 100 of 200"] == 0
-    assert "accuracy, step 200 of 400" not in counts
+    assert counts["calibrated_divergence, averaged, step 100 of 200"] == 0
+    assert "accuracy, linear, step 200 of 400" not in counts
     alone = {one["name"]: one["with_a_seed"]["accuracy"] for one in result["rankings"]}
-    assert alone["divergence, step 200 of 200"] == pytest.approx((1.0, 1.0))
+    assert alone["divergence, averaged, step 200 of 200"] == pytest.approx((1.0, 1.0))
     on_the_way = alone["accuracy, step 1000 of 2000, another seed's"]
-    assert on_the_way == pytest.approx(alone["accuracy, step 100 of 200"])  # the same planted noise
+    assert on_the_way == pytest.approx(alone["accuracy, averaged, step 100 of 200"])  # the same planted noise
     assert abs(on_the_way[0] or 0.0) < 0.6
     assert result["ceiling"] == {name: {"all": pytest.approx(1.0), "within": pytest.approx(1.0)} for name in ("accuracy", "divergence")}
 
@@ -71,7 +72,7 @@ def test_the_document_is_written_and_ends_with_json(
     proxy.main()
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["candidates"] == COUNT
     text = out.read_text(encoding="utf-8")
-    assert f"| divergence, step 200 of 200 | {COUNT} | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |" in text
+    assert f"| divergence, averaged, step 200 of 200 | {COUNT} | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |" in text
     assert "| another seed of the full training (ceiling) | |  |  | 1.00, 1.00 |  |  | 1.00, 1.00 |" in text
     assert "The full accuracy of one seed is ranked best, within latency bins, by" in text
     assert "nan" not in text

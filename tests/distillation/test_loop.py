@@ -67,7 +67,9 @@ def test_an_averaged_training_is_judged_at_every_step_by_what_a_training_that_en
 def test_fitting_lowers_the_loss_and_tells_every_step() -> None:
     torch.manual_seed(0)
     model, told = nn.Linear(1, 1), []
-    losses = fit([model], lambda _, __: line(model), same_batch(), Schedule(150, 0.1, 0.1), "cpu", lambda step, _: told.append(step) is None)
+    losses = fit(
+        [model], lambda _, __: line(model), same_batch(), Schedule(150, 0.1, 0.1), "cpu", lambda step, _: told.append(step) is None
+    )
     assert len(losses) == 150
     assert told == list(range(1, 151))
     assert losses[-1] < losses[0] / 50

@@ -106,7 +106,7 @@ def test_the_front_by_full_trainings_stands_where_there_is_one(study):
     text = with_confirmed(study, CONFIRMED)
     numbers = "near the front *knee *best 4 0.840 ± 0.012 0.812 0.031 5.00x 4.20M 2"
     card = "knee the front's bend 5.0× faster accuracy 0.840 ± 0.012"  # it is not on the front of the short ones
-    for part in [numbers, card, "not trained", "baseline no-kd (breaks a limit)", "ranks these students poorly"]:
+    for part in [numbers, card, "not trained", "baseline no-kd (breaks latency_relative)", "ranks these students poorly"]:
         assert part in text, part
     students = [{**CONFIRMED["students"][0], "role": EVIL, "trial": EVIL}]
     evil = {**CONFIRMED, "steps": EVIL, "sentences": [EVIL], "students": students, "picks": {}}
