@@ -125,7 +125,7 @@ def distinct(shape: str, starts: list[Initialization], bench: workbench.Bench) -
 def step_seconds(candidate: Candidate, bench: workbench.Bench) -> float:
     """Mean seconds of a step over a short run."""
     moments: list[float] = []
-    length = bench.spec.proxy.model_copy(update={"steps": TIMED_STEPS})
+    length = bench.spec.proxy.model_copy(update={"steps": TIMED_STEPS, "schedule": "linear"})
     student = objective.started(candidate, bench, 0)
     objective.train(student, candidate, bench, length, 0, lambda *_: moments.append(time.perf_counter()) is None)
     return (moments[-1] - moments[0]) / (len(moments) - 1)

@@ -49,7 +49,7 @@ from kdsearch.space_file import SearchSpace
 from kdsearch.students.build import build
 from kdsearch.students.families import architecture_of, classes_of
 from kdsearch.tasks import data, pool
-from kdsearch.tasks.batches import bucket, stream
+from kdsearch.tasks.batches import LENGTH_STEP, bucket, stream
 
 EXAMPLES_PER_STEP = 32
 WARM_UP_STEPS, WARM_UP_ROWS = 2, 32
@@ -241,7 +241,7 @@ def seen(rows: pool.Pool, batch_tokens: int, steps: int, seed: int) -> tuple[int
     """Examples, padded tokens and real tokens in the first ``steps`` batches of kdsearch's stream."""
     lengths, nothing = rows.encoded.lengths, np.zeros(0, dtype=np.int64)
     drawn = [some for _, some in islice(stream(rows.train, nothing, lengths, batch_tokens, 0.0, seed), steps)]
-    padded = sum(len(some) * -(-int(lengths[some].max()) // 8) * 8 for some in drawn)
+    padded = sum(len(some) * -(-int(lengths[some].max()) // LENGTH_STEP) * LENGTH_STEP for some in drawn)
     return sum(map(len, drawn)), padded, sum(int(lengths[some].sum()) for some in drawn)
 
 

@@ -26,6 +26,9 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's own folder is there
+
+from benchmarks.replay import refuse_mixed
 from kdsearch.fidelity import LEAST, Agreement, Estimate, agreement, as_a_seed, ceiling
 
 ROOT = Path(__file__).parents[1]
@@ -83,8 +86,9 @@ def recorded(rows: Sequence[Row]) -> Recorded:
     """Full trainings that came to their end, and the proxies of the same candidates.
 
     Raises:
-        SystemExit: too few candidates to compare anything.
+        SystemExit: too few candidates to compare anything, or a number that stands for two.
     """
+    refuse_mixed(rows)
     done = [row for row in rows if row["state"] == COMPLETE]
     full = {row["number"]: list[Row]() for row in done if row["kind"] == FULL}
     for row in sorted((row for row in done if row["kind"] == FULL), key=lambda row: row["seed"]):

@@ -26,6 +26,9 @@ import numpy as np
 import optuna
 from optuna.trial import FixedTrial
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's own folder is there
+
+from benchmarks.replay import refuse_mixed
 from kdsearch import check, pareto, search_space, workbench, workers
 from kdsearch.candidate import Candidate
 from kdsearch.machine import accelerator
@@ -72,6 +75,7 @@ class Store:
         self.path, self.lock = path, threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.rows: list[Row] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        refuse_mixed(self.rows)
 
     def add(self, row: Row) -> None:
         """Keep a row on disk."""
@@ -183,7 +187,7 @@ def main() -> None:
             number += batch
         chosen = spread(store, options.full, proxy)
         candidates = {row["number"]: search_space.suggest(study.space, FixedTrial(row["params"])) for row in chosen}
-        for kind, training, seed in [(PROXY, proxy, 1), *((FULL, spec.train, seed) for seed in range(options.seeds))]:
+        for kind, training, seed in [*((FULL, spec.train, seed) for seed in range(options.seeds)), (PROXY, proxy, 1)]:
             jobs = [Job(row["number"], row["params"], candidates[row["number"]], kind, training, seed) for row in chosen]
             evaluated(jobs, crew, store)
     counts = {kind: sum(row["kind"] == kind and row["state"] != REFUSED for row in store.rows) for kind in (PROXY, FULL)}

@@ -66,11 +66,19 @@ class Replay:
 
     @staticmethod
     def read(path: Path, space: SearchSpace, proxy: Training) -> "Replay":
-        """Those of a file that have the proxy's steps and schedule, and every score."""
+        """Those of a file that have the proxy's steps and schedule, and every score.
+
+        Raises:
+            SystemExit: there are none.
+        """
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        refuse_mixed(rows)
         one = ("proxy", proxy.steps, proxy.schedule, 0)
         proxies = [row for row in rows if (row["kind"], row["of"], row["schedule"], row["seed"]) == one]
-        return Replay([row for row in proxies if row["latency"] and (not row["curve"] or is_whole(row))], space, proxy.steps)
+        kept = [row for row in proxies if row["latency"] and (not row["curve"] or is_whole(row))]
+        if not kept:
+            raise SystemExit(f"{path} holds no proxy of {proxy.steps} {proxy.schedule} steps: record it with benchmarks/record_curves.py")
+        return Replay(kept, space, proxy.steps)
 
     @cached_property
     def trained(self) -> list[Row]:
@@ -109,6 +117,19 @@ def _ridge(features: Array, outcome: Array) -> Array:
     """Coefficients of a ridge regression of an outcome in units of its spread."""
     spread = max(float(outcome.std()), 1e-9)
     return np.linalg.solve(features.T @ features + RIDGE * np.eye(features.shape[1]), features.T @ (outcome - outcome.mean()) / spread)
+
+
+def refuse_mixed(rows: Sequence[Row]) -> None:
+    """A number is one candidate, whatever it was trained for.
+
+    Raises:
+        SystemExit: a number stands for two.
+    """
+    first = {row["number"]: row["params"] for row in reversed(rows)}
+    if mixed := sorted({row["number"] for row in rows if row["params"] != first[row["number"]]}):
+        raise SystemExit(
+            f"the numbers {', '.join(map(str, mixed))} stand for more than one candidate each: take the rows of one of them out"
+        )
 
 
 def is_whole(row: Row) -> bool:

@@ -280,7 +280,7 @@ def problem_of(study: check.Study, curves: Path, teacher: dict[str, Any], traini
         teacher["majority"],
         Architecture(**teacher["architecture"]),
         trainings * replay.steps,
-        scoring / step / len(replay.trained[0]["curve"]),
+        scoring / step / (1 + (len(replay.trained[0]["curve"]) - 1) / ROWS_AT_RUNGS),
         building / step,
         timing / step,
     )

@@ -84,9 +84,10 @@ def open_files(path: Path, out: Path | None = None, overrides: dict[str, Any] | 
 
 
 def from_facts(facts: dict[str, Any], folder: Path) -> Study:
-    """A study as its folder recorded it."""
+    """A study as its folder recorded it; before there were schedules, every rate fell."""
+    spec = {**facts["spec"], "proxy": {"schedule": "linear", **facts["spec"].get("proxy", {})}}
     space = search_space.for_classes(space_file.parse(facts["space"]), len(facts["task"]["classes"]))
-    return Study(Path(facts["base"]), StudySpec.model_validate(facts["spec"]), space, folder)
+    return Study(Path(facts["base"]), StudySpec.model_validate(spec), space, folder)
 
 
 def refuse_unreachable(study: Study, path: Path) -> None:

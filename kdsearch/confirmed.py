@@ -7,6 +7,7 @@ trains only what is missing. confirmed.json is derived from these lines. Accurac
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -208,7 +209,7 @@ def _row(student: Student, some: Sequence[Measurement]) -> dict[str, Any]:
         "parameters": None,
         "flops": None,
         "feasible": _feasible(some),
-        "breaks": "" if _feasible(some) else next((found.breaks for found in some if found.breaks), ""),
+        "breaks": _breaks(some),
         "candidate": student.candidate.to_dict(),
     }
     if not some:
@@ -228,6 +229,14 @@ def _row(student: Student, some: Sequence[Measurement]) -> dict[str, Any]:
 def _feasible(some: Sequence[Measurement]) -> bool:
     """Whether the median training breaks no limit."""
     return bool(some) and all(median(over) <= 0 for over in zip(*(found.violations for found in some), strict=True))
+
+
+def _breaks(some: Sequence[Measurement]) -> str:
+    """The names of the limits that at least half of the trainings break, where the median one breaks any; of all, where none is broken so
+    often."""
+    counts = Counter(name for found in some for name in found.breaks.split(", ") if name)
+    often = [name for name, count in counts.items() if 2 * count >= len(some)]
+    return "" if not some or _feasible(some) else ", ".join(often or counts)
 
 
 def _median(some: Sequence[Measurement], name: str) -> float:

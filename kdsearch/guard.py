@@ -8,8 +8,9 @@ import sys
 from kdsearch.machine import available_memory, held_memory
 
 SHARE = 0.9
-# Bytes of a parameter in float32: its weight; and where it is trained, its gradient and AdamW's two moments.
-OF_A_WEIGHT, OF_ITS_TRAINING = 4, 12
+# Bytes of a parameter in float32: its weight; and where it is trained, its gradient, AdamW's two moments, and the mean of its steps
+# where these are averaged.
+OF_A_WEIGHT, OF_ITS_TRAINING, OF_ITS_MEAN = 4, 12, 4
 
 
 class TooMuchMemoryError(RuntimeError):
@@ -28,15 +29,15 @@ def most_bytes(gigabytes: float | None, workers: int) -> float:
     return SHARE * (available_memory() + (held_memory() if workers == 1 else 0)) / workers
 
 
-def refuse_large(parameters: int, frozen: int, most: float) -> None:
-    """Before a student is built: the least that its training needs, (4 for each weight + 12 for each that is trained) bytes.
+def refuse_large(parameters: int, frozen: int, most: float, averaged: bool = False) -> None:
+    """Before a student is built: the least that its training needs, 4 bytes for each weight and 12 (averaged: 16) for each that is trained.
 
     Raises:
         TooMuchMemoryError: that is more than is left.
     """
     if math.isinf(most):
         return
-    needed = OF_A_WEIGHT * parameters + OF_ITS_TRAINING * (parameters - frozen)
+    needed = OF_A_WEIGHT * parameters + (OF_ITS_TRAINING + OF_ITS_MEAN * averaged) * (parameters - frozen)
     if held_memory() + needed > most:
         give_back()  # what an earlier trial has left
     if (held := held_memory()) + needed > most:

@@ -54,7 +54,8 @@ def evaluate(order: Order, bench: Bench, progress: Progress = silent) -> Measure
         return ended(counted, reason=reason)
     if messages := tokenised_otherwise(candidate, bench):
         return ended(counted, reason="; ".join(messages), violations=(*_excess(counted, bench), 1.0))
-    guard.refuse_large(counted.parameters or 0, _frozen(candidate, order, bench), bench.most_bytes)
+    averaged = (order.training or bench.spec.proxy).schedule == "averaged"
+    guard.refuse_large(counted.parameters or 0, _frozen(candidate, order, bench), bench.most_bytes, averaged)
     student = started(candidate, bench, order.seed)
     lap("building")
     timed = _on_target(student, counted, order, bench, lap)

@@ -122,7 +122,7 @@ class Training(Section):
     """How long and on what a student is distilled. One batch holds about ``batch_tokens`` tokens.
 
     ``schedule``: ``linear`` lets the learning rate fall to 0 and takes the last weights; ``averaged`` keeps it and takes the mean of the
-    weights so far, the later ones heavier, which is the same at the end and can be judged at every rung (benchmarks/proxy.md).
+    weights so far (of a staged recipe: of the stage), the later ones heavier, which can be judged at every rung (benchmarks/proxy.md).
     """
 
     steps: Count = 300

@@ -21,11 +21,14 @@ def test_a_trial_may_hold_what_the_study_says_or_its_share_of_what_is_available(
     assert guard.most_bytes(None, 1) == pytest.approx(0.9 * (6 + 2) * GIGABYTE)
 
 
-@pytest.mark.parametrize(("parameters", "frozen", "needed"), [(100_000_000, 0, 1.6), (100_000_000, 50_000_000, 1.0)])
-def test_a_parameter_takes_4_bytes_and_12_more_where_it_is_trained(parameters: int, frozen: int, needed: float) -> None:
-    guard.refuse_large(parameters, frozen, (2 + needed) * GIGABYTE)
+@pytest.mark.parametrize(
+    ("parameters", "frozen", "averaged", "needed"),
+    [(100_000_000, 0, False, 1.6), (100_000_000, 50_000_000, False, 1.0), (100_000_000, 50_000_000, True, 1.2)],
+)
+def test_a_parameter_takes_4_bytes_and_more_where_it_is_trained(parameters: int, frozen: int, averaged: bool, needed: float) -> None:
+    guard.refuse_large(parameters, frozen, (2 + needed) * GIGABYTE, averaged)
     with pytest.raises(TooMuchMemoryError) as raised:
-        guard.refuse_large(parameters, frozen, (2 + needed) * GIGABYTE - 1)
+        guard.refuse_large(parameters, frozen, (2 + needed) * GIGABYTE - 1, averaged)
     assert str(raised.value).startswith(
         f"100,000,000 parameters need at least {needed:.3g} GB to train, and beside the 2 GB that the process holds that is more than the "
         f"{2 + needed:.3g} GB of a trial; a smaller student, "

@@ -14,6 +14,7 @@ from kdsearch.errors import UserError
 from kdsearch.machine import held_memory
 from kdsearch.order import Order
 from kdsearch.records import COMPLETE, FAILED, REFUSED
+from kdsearch.rungs import Rungs
 from kdsearch.students.build import build
 from kdsearch.study_file import Limits, Training
 from kdsearch.tasks.batches import collate
@@ -130,6 +131,18 @@ def test_too_little_accuracy_breaks_a_limit_after_training(bench: workbench.Benc
     assert found[1.0].violations[1] == pytest.approx(1 / found[1.0].accuracy - 1)
     words = objective.broken(replace(found[1.0], accuracy=0.5), limited)
     assert words == "accuracy_relative 0.5 is below the limit 1"
+
+
+def test_at_a_rung_a_student_has_the_weights_that_it_would_end_with(bench: workbench.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective, "ROWS_AT_RUNGS", 1)
+    training = Training(steps=6, batch_tokens=256, warmup=0.0)
+    order = Order(of_size(None, "kd"), 0, rungs=Rungs(1.0, {3: (), 6: ()}), training=training)
+    averaged = objective.evaluate(order, bench)
+    falling = objective.evaluate(replace(order, training=training.model_copy(update={"schedule": "linear"})), bench)
+    for found in (averaged, falling):
+        assert found.state == COMPLETE
+        assert found.rungs["6"]["divergence"] == found.divergence != found.rungs["3"]["divergence"]
+    assert averaged.divergence != falling.divergence
 
 
 def test_both_stages_of_a_recipe_are_trained(bench: workbench.Bench) -> None:

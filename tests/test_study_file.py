@@ -40,6 +40,11 @@ def test_three_keys_are_enough_and_the_file_gives_the_name(tmp_path: Path) -> No
     assert spec.search.sampler == "auto"
 
 
+def test_short_distillations_are_averaged_and_full_ones_let_their_rate_fall() -> None:
+    spec = study_file.StudySpec.model_validate({"name": "x", "teacher": {"model": "x"}, "task": {"data": "x"}, "space": "x"})
+    assert (spec.proxy.schedule, spec.train.schedule) == ("averaged", "linear")
+
+
 def test_a_teacher_is_not_fine_tuned_when_the_study_says_null(tmp_path: Path) -> None:
     spec = study_file.load(tiny.write_yaml(tmp_path / "s.yaml", {**SMALLEST, "teacher": {"model": "m", "fine_tune": None}}))
     assert spec.teacher.fine_tune is None

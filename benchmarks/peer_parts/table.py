@@ -189,8 +189,8 @@ LIMITS = """## How to read it
   no dropout; attention is transformers' default (SDPA).
 * TextBrewer has its cache of logits (filling it is not in its rate, nor is kdsearch's in P1); its mixed precision is Apex's. torchdistill
   1.1.5 has no cache any more; it runs in float32, its default, and was not tried with an accelerate `Accelerator` in bf16.
-* All train with fused AdamW, the same learning rate, decay and clipping, on the same rows, from the same weights, with as many examples a
-step (kdsearch: in the mean over an epoch). The naive way trains word embeddings and has dropout, as the model's config says.
+* In P1 all train with fused AdamW, the same learning rate, decay and clipping, on the same rows, from the same weights, with as many
+  examples a step (kdsearch: in the mean over an epoch). The naive way trains word embeddings and has dropout, as the model's config says.
 * Ratios count each rate per matrix product that the machine did around the turn. On a busy machine read the ratios, not the seconds.
-* P3 is one run of each contender, and chance decides what a search draws.
+* P3 is one run of each contender, and chance decides what a search draws. kdsearch has its own defaults there: averaged weights, rungs.
 """

@@ -51,8 +51,8 @@ class Inputs:
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": int(self.labels[row])}
 
     def padded(self, rows: list[dict[str, Any]], width: int = 0) -> dict[str, Tensor]:
-        """A batch, padded to ``width``, or else to its longest row rounded up to a multiple of 8."""
-        width = width or -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
+        """A batch, padded to ``width``, or else to its longest row rounded up to a multiple of 4, as kdsearch does."""
+        width = width or -(-max(len(row["input_ids"]) for row in rows) // 4) * 4
         ids = torch.full((len(rows), width), self.told["pad_id"], dtype=torch.long)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
         for place, row in enumerate(rows):

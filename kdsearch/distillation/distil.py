@@ -1,5 +1,6 @@
 """One distillation: a student, a recipe, what the teacher said on each batch, a number of steps."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -73,7 +74,8 @@ def distil(student: PreTrainedModel, candidate: Candidate, shapes: Shapes, lesso
         lesson.guard()
         return loss
 
-    schedule = Schedule(training.steps, candidate.training.learning_rate, training.warmup, training.schedule == "averaged")
+    averaged, second_stage = training.schedule == "averaged", math.ceil((recipe.switch or 0.0) * training.steps - 0.5)
+    schedule = Schedule(training.steps, candidate.training.learning_rate, training.warmup, averaged, second_stage)
     with explicit_attention(student), threads(threads_for(student, training.batch_tokens)):
         losses = fit(
             [student, composition],

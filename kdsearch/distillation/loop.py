@@ -42,13 +42,15 @@ def telling(progress: Progress, stage: str, steps: int, goes_on: GoesOn = always
 class Schedule:
     """Steps, the highest learning rate, and the share of the steps in which it is reached.
 
-    Then it falls linearly to 0; or it stays, and the first model is judged by the mean of its weights so far (``averaged``).
+    Then it falls linearly to 0; or it stays, and the first model is judged by the mean of its weights so far (``averaged``), from the step
+    ``restart`` on of those since then.
     """
 
     steps: int
     learning_rate: float
     warmup: float
     averaged: bool = False
+    restart: int = 0
 
 
 def fit(
@@ -86,6 +88,8 @@ def fit(
         scheduler.step()
         optimizer.zero_grad()
         if average:
+            if step == schedule.restart:
+                average.restart()
             average.see()
         if not goes_on(step + 1, average.shown if average else nullcontext):
             break

@@ -51,7 +51,7 @@ def confirmed_cells(row: dict[str, Any], picks: dict[str, int]) -> list[str]:
     marks = "".join(f" *{name}" for name in chosen) or (" *" if row["on_front"] else "")
     numbers = {name: row[name] for name in ("proxy_accuracy", "divergence")}
     return [
-        row["role"] + marks + (f" (breaks {row['breaks']})" if row.get("breaks") else ""),
+        row["role"] + marks + ("" if row["feasible"] or not row["seeds"] else f" (breaks {row.get('breaks') or 'a limit'})"),
         "" if row["trial"] is None else str(row["trial"]),
         "not trained" if row["accuracy"] is None else f"{row['accuracy']:.3f} ± {row['accuracy_se']:.3f}",
         *("" if value is None else f"{value:.3f}" for value in numbers.values()),

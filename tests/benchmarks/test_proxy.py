@@ -17,7 +17,17 @@ def row(number: int, kind: str, steps: int, seed: int, curve: dict[str, dict[str
     schedule = "averaged" if (kind, steps) == ("proxy", 200) else "linear"
     latency = 0.05 + 0.02 * number
     sizes = {"latency": latency, "parameters": int(1e7 * latency), "flops": 1e8 * latency}
-    return {"number": number, "kind": kind, "of": steps, "schedule": schedule, "seed": seed, "state": state, "curve": curve, **sizes}
+    return {
+        "number": number,
+        "params": {"layers": number},
+        "kind": kind,
+        "of": steps,
+        "schedule": schedule,
+        "seed": seed,
+        "state": state,
+        "curve": curve,
+        **sizes,
+    }
 
 
 def planted(full_seeds: int = 2) -> list[dict[str, Any]]:
@@ -76,6 +86,13 @@ def test_the_document_is_written_and_ends_with_json(
     assert "| another seed of the full training (ceiling) | |  |  | 1.00, 1.00 |  |  | 1.00, 1.00 |" in text
     assert "The full accuracy of one seed is ranked best, within latency bins, by" in text
     assert "nan" not in text
+
+
+def test_a_number_that_stands_for_two_candidates_is_refused() -> None:
+    rows = planted()
+    rows[-1]["params"] = {"layers": -1}
+    with pytest.raises(SystemExit, match=f"the numbers {COUNT - 1} stand for more than one candidate each"):
+        proxy.result_of(rows)
 
 
 def test_one_seed_has_no_ceiling_and_too_few_candidates_no_table() -> None:

@@ -47,7 +47,7 @@ def problem(tmp_path: Path) -> search.Problem:
 
 def test_costs_are_in_steps_of_the_recording(problem: search.Problem) -> None:
     assert problem.budget == 12 * 400
-    assert problem.scoring == pytest.approx(10)  # half a second each, of steps of 0.05 s
+    assert problem.scoring == pytest.approx(20)  # two quarters and a whole take 1.5 s, a step 0.05 s
     assert problem.building == pytest.approx(10)
     assert problem.timing == pytest.approx(20)
     assert problem.least == pytest.approx(0.9 * 0.8)
@@ -152,6 +152,6 @@ def test_a_score_that_ranks_as_the_end_does_keeps_the_whole_front(problem: searc
         {**one, "curve": {step: {**told, "divergence": -told["divergence"]} for step, told in one["curve"].items()}}
         for one in problem.replay.rows
     ]
-    turned = rungs.table(replay.Replay(worse, problem.replay.space, 200), 0.7)
+    turned = rungs.table(replay.Replay(worse, problem.replay.space, 400), 0.7)
     assert [row["tau"] for row in turned if row["score"] == "divergence"] == pytest.approx([-1, -1])
     assert "| 50 | calibrated divergence | 1.00 |" in rungs.document(found, problem.replay, "the command")

@@ -12,7 +12,7 @@ from kdsearch.candidate import Candidate, Initialization, Recipe, Term, Training
 from kdsearch.distillation.composition import Composition
 from kdsearch.distillation.distil import Lesson, batches, distil, rows_read
 from kdsearch.distillation.knowledge import Shapes
-from kdsearch.distillation.loop import telling
+from kdsearch.distillation.loop import Schedule, telling
 from kdsearch.distillation.signals import observe
 from kdsearch.inference import predict
 from kdsearch.students.build import build
@@ -57,6 +57,20 @@ def test_distilling_brings_the_student_nearer_to_the_teacher(rows: Pool) -> None
     assert divergence(student, rows) < 0.7 * divergence(before, rows)
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert told == [("distilling", step, 40) for step in range(1, 41)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "switch", "expected"), [("averaged", None, (True, 0)), ("averaged", 0.3, (True, 12)), ("linear", 0.3, (False, 12))]
+)
+def test_the_study_s_schedule_is_followed_and_a_second_stage_starts_where_the_recipe_does(
+    schedule: Any, switch: float | None, expected: tuple[bool, int], rows: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Schedule] = []
+    monkeypatch.setattr("kdsearch.distillation.distil.fit", lambda *arguments: given.append(arguments[3]) or [])
+    trained(rows, replace(KD, switch=switch), LENGTH.model_copy(update={"schedule": schedule}))
+    assert [(one.averaged, one.restart) for one in given] == [expected]
+    counted = [step for step in range(40) if switch and (step + 0.5) / 40 >= switch]
+    assert counted[:1] in ([], [expected[1]])
 
 
 @pytest.mark.parametrize(("scale", "balance", "calls"), [("guess", "fixed", 1), ("raw", "equal", 1), ("raw", "fixed", 1)])

@@ -1,5 +1,5 @@
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import pairwise
 
 import pytest
@@ -45,23 +45,41 @@ def test_where_weights_are_averaged_the_rate_rises_alike_and_stays(steps: int, w
 
 
 def test_an_averaged_training_is_judged_at_every_step_by_what_a_training_that_ends_there_returns() -> None:
-    def fitted(steps: int) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    def fitted(steps: int, looks: Container[int]) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         torch.manual_seed(0)
         model, seen = nn.Linear(1, 1), dict[int, torch.Tensor]()
 
         def look(step: int, shown: Shown) -> bool:
-            with shown():
-                seen[step] = model.weight.detach().clone()
+            if step in looks:
+                with shown():
+                    seen[step] = model.weight.detach().clone()
             return step < steps
 
         fit([model], lambda _, __: line(model), same_batch(), Schedule(100, 0.05, 0.1, averaged=True), "cpu", look)
         return model.weight.detach(), seen
 
-    _, on_the_way = fitted(60)
+    _, on_the_way = fitted(60, range(61))
     for steps in (1, 9, 30, 60):
-        end, seen = fitted(steps)
-        assert torch.equal(seen[steps], on_the_way[steps])  # being looked at has changed nothing
-        assert torch.equal(end, on_the_way[steps])
+        end, seen = fitted(steps, ())
+        assert not seen
+        assert torch.equal(end, on_the_way[steps])  # being looked at has changed nothing
+
+
+def test_the_mean_of_a_second_stage_has_forgotten_the_first() -> None:
+    def fitted(first: float, restart: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(1, 1, bias=False)
+
+        def loss(_: Batch, step: int) -> torch.Tensor:
+            if step <= 10:
+                nn.init.constant_(model.weight, first if step < 10 else 0.0)
+            return line(model) * float(step >= 10)  # the first stage leaves no trace in the optimizer
+
+        fit([model], loss, same_batch(), Schedule(20, 0.05, 0.0, averaged=True, restart=restart), "cpu", always)
+        return model.weight.detach()
+
+    assert torch.equal(fitted(0.0, restart=10), fitted(1000.0, restart=10))
+    assert fitted(1000.0, restart=0) > 10 > fitted(1000.0, restart=10) > 0
 
 
 def test_fitting_lowers_the_loss_and_tells_every_step() -> None:
