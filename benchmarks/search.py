@@ -249,7 +249,8 @@ OURS: dict[str, dict[str, Any]] = {
     "kdsearch without rungs": {"rungs": ()},
     "kdsearch without both": {"rungs": (), "guesses": False},
     "kdsearch, random with rungs": {"sampler": "random", "guesses": False},
-    "kdsearch, two rungs (1/4, 1/2), eta 2": {"rungs": (0.25, 0.5), "eta": 2.0},
+    "kdsearch, the same rungs, eta 2": {"eta": 2.0},
+    "kdsearch, rung at 1/4": {"rungs": (0.25,)},
     "kdsearch, rung at 1/8": {"rungs": (0.125,)},
 }
 SYNE_TUNE = ["syne-tune MO-ASHA", "syne-tune MO-REA", "syne-tune random"]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kdsearch.pareto import front
 
-# Small students that learn it all answer at random for a dozen steps; the earliest rung of benchmarks/rungs.md is at 25.
+# Small students that learn it all answer at random for a dozen steps.
 LEAST = 25
 
 

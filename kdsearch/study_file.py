@@ -157,7 +157,7 @@ class Search(Section):
     sampler: Annotated[str, AfterValidator(_sampler)] = "auto"
     random_share: Share = 0.2
     # YAML and JSON have lists.
-    rungs: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False), AfterValidator(_rising)] = (0.25,)
+    rungs: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False), AfterValidator(_rising)] = (0.125, 0.375)
     eta: Annotated[float, Field(gt=1)] = 3.0
     minutes: Positive = 30
     trials: Count | None = None

@@ -32,7 +32,7 @@ def row(number: int) -> dict[str, Any]:
     end = 0.7 + 0.15 * latency + 0.001 * (number % 40)
     curve = {
         str(step): {"accuracy": end - 10 / step, "divergence": 1 - end + 10 / step, "calibrated_divergence": 1 - end + 10 / step}
-        for step in (50, 100, 400)
+        for step in (50, 150, 400)
     }
     return {**head, "state": "complete", "curve": curve, "stages": {"training": 20.0, "scoring": 1.5, "building": 0.5, "latency": 1.0}}
 
@@ -142,7 +142,7 @@ def test_those_of_full_length_are_spread_over_the_latencies(tmp_path: Path) -> N
 
 def test_a_score_that_ranks_as_the_end_does_keeps_the_whole_front(problem: search.Problem) -> None:
     found = rungs.table(problem.replay, 0.7)
-    assert {(row["steps"], row["score"]) for row in found} == {(step, name) for step in (50, 100) for name in replay.SCORES}
+    assert {(row["steps"], row["score"]) for row in found} == {(step, name) for step in (50, 150) for name in replay.SCORES}
     for row in found:
         assert row["tau"] == pytest.approx(1)
         assert row["front"] > 0
