@@ -36,7 +36,6 @@ PROXY, FULL, COMPLETE, AVERAGED = "proxy", "full", "complete", "averaged"
 SCORES = {"accuracy": 1, "divergence": -1, "calibrated_divergence": -1, "log_loss": -1}  # the sign that makes more better
 SIZES = {"parameters": "parameters", "flops": "FLOPs", "latency": "latency"}
 TRUTHS = {"accuracy": "full accuracy", "divergence": "full divergence"}
-PREFERRED_SEEDS = (1, 0)
 
 Row = dict[str, Any]
 
@@ -44,7 +43,7 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Told:
     """One way to rank: its name, how many candidates have it, its agreement with each truth, and its tau with single seeds of it, over all
-    and within latency bins."""
+    and within latency bins: the mean over the seeds of the proxy."""
 
     name: str
     count: int
@@ -54,10 +53,11 @@ class Told:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The candidates with full trainings: for each number its full rows, and its row of each proxy (schedule, steps)."""
+    """The candidates with full trainings: for each number its full rows, and for each proxy (schedule, steps) its rows with each seed that
+    most candidates have."""
 
     full: dict[int, list[Row]]
-    proxies: dict[tuple[str, int], dict[int, Row]]
+    proxies: dict[tuple[str, int], list[dict[int, Row]]]
 
     @property
     def numbers(self) -> list[int]:
@@ -95,23 +95,29 @@ def recorded(rows: Sequence[Row]) -> Recorded:
         full[row["number"]].append(row)
     if len(full) < LEAST:
         raise SystemExit(f"{len(full)} candidates have a full training; {LEAST} are needed: let benchmarks/record_curves.py go on")
-    proxies: dict[tuple[str, int], dict[int, Row]] = {}
-    for seed in reversed(PREFERRED_SEEDS):
-        for row in done:
-            if (row["kind"], row["seed"]) == (PROXY, seed) and row["number"] in full:
-                proxies.setdefault((row["schedule"], row["of"]), {})[row["number"]] = row
+    found: dict[tuple[str, int], dict[int, dict[int, Row]]] = {}
+    for row in done:
+        if row["kind"] == PROXY and row["number"] in full:
+            found.setdefault((row["schedule"], row["of"]), {}).setdefault(row["seed"], {})[row["number"]] = row
+    most = {proxy: max(map(len, by_seed.values())) for proxy, by_seed in found.items()}
+    proxies = {proxy: [some for _, some in sorted(by_seed.items()) if len(some) == most[proxy]] for proxy, by_seed in found.items()}
     return Recorded(full, proxies)
 
 
-def told(name: str, values: dict[int, float], found: Recorded) -> Told:
-    """How well some values rank the candidates that have them."""
-    numbers, latency = [number for number in found.numbers if number in values], found.latency()
-    held = {truth: _held(values, found.truth(truth), latency, numbers) for truth in TRUTHS}
+def told(name: str, by_seed: Sequence[dict[int, float]], found: Recorded) -> Told:
+    """How well some values, of one seed or several of a proxy, rank the candidates that have them; intervals are of the first."""
+    numbers, latency = [number for number in found.numbers if number in by_seed[0]], found.latency()
+    held = {truth: _held(by_seed[0], found.truth(truth), latency, numbers) for truth in TRUTHS}
     most = max(len(rows) for rows in found.full.values())
-    whole = [number for number in numbers if len(found.full[number]) == most]
-    mine, fast = [values[number] for number in whole], [latency[number] for number in whole]
-    seeds = {truth: found.seeds(truth, whole) for truth in TRUTHS}
-    return Told(name, len(numbers), held, {truth: (as_a_seed(mine, some), as_a_seed(mine, some, fast)) for truth, some in seeds.items()})
+    alone: dict[str, tuple[float | None, float | None]] = {}
+    for truth in TRUTHS:
+        taus = []
+        for values in by_seed:
+            whole = [number for number in found.numbers if number in values and len(found.full[number]) == most]
+            mine, seeds = [values[number] for number in whole], found.seeds(truth, whole)
+            taus.append((as_a_seed(mine, seeds), as_a_seed(mine, seeds, [latency[number] for number in whole])))
+        alone[truth] = _mean([tau for tau, _ in taus]), _mean([tau for _, tau in taus])
+    return Told(name, len(numbers), held, alone)
 
 
 def _held(values: dict[int, float], truth: dict[int, float], latency: dict[int, float], numbers: list[int]) -> Agreement:
@@ -121,16 +127,16 @@ def _held(values: dict[int, float], truth: dict[int, float], latency: dict[int, 
 def rankings(found: Recorded) -> list[Told]:
     """Every score of averaged proxies at each of their steps, of others at their end, of the full ones on their way, and sizes."""
     lines = []
-    for (schedule, length), rows in sorted(found.proxies.items()):
-        marks = sorted({int(step) for row in rows.values() for step in row["curve"]})
+    for (schedule, length), by_seed in sorted(found.proxies.items()):
+        marks = sorted({int(step) for rows in by_seed for row in rows.values() for step in row["curve"]})
         for step in marks if schedule == AVERAGED else [length]:
             for score, sign in SCORES.items():
-                at = {number: row["curve"].get(str(step), {}) for number, row in rows.items()}
-                values = {number: sign * scores[score] for number, scores in at.items() if score in scores}
+                at = [{number: row["curve"].get(str(step), {}) for number, row in rows.items()} for rows in by_seed]
+                values = [{number: sign * scores[score] for number, scores in some.items() if score in scores} for some in at]
                 lines.append(told(f"{score}, {schedule}, step {step} of {length}", values, found))
     lines += on_the_way(found)
     for key, name in SIZES.items():
-        lines.append(told(name, {number: float(rows[0][key]) for number, rows in found.full.items()}, found))
+        lines.append(told(name, [{number: float(rows[0][key]) for number, rows in found.full.items()}], found))
     return lines
 
 
@@ -208,8 +214,8 @@ def document(result: dict[str, Any], command: str) -> str:
 {result["candidates"]} candidates that benchmarks/record_curves.py trained for {_listed(result["steps"])} steps (seeds
 {_listed(result["seeds"])}), and for short proxies. Kendall's tau-b with its 95 % bootstrap interval over candidates: over all pairs, and
 over pairs within latency bins of at least four candidates; and with one seed instead of the mean of {len(result["seeds"])}, which is what
-the ceiling is to be compared with. Divergences and the log loss count with their sign turned, so that more is
-better.
+the ceiling is to be compared with (mean over the proxy's seeds, where it has two; the intervals are of the first). Divergences and
+the log loss count with their sign turned, so that more is better. Of averaged proxies a quarter of the rows is scored before the end.
 
 {chr(10).join(lines)}
 

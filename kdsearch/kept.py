@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from kdsearch.resources import cache_folder
 
-CACHE_VERSION = 4
+CACHE_VERSION = 3
 
 
 @contextmanager

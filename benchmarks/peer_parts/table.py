@@ -192,5 +192,6 @@ LIMITS = """## How to read it
 * In P1 all train with fused AdamW, the same learning rate, decay and clipping, on the same rows, from the same weights, with as many
   examples a step (kdsearch: in the mean over an epoch). The naive way trains word embeddings and has dropout, as the model's config says.
 * Ratios count each rate per matrix product that the machine did around the turn. On a busy machine read the ratios, not the seconds.
+* Peak RSS is no less than what the command itself held when it started the contenders, which is more where it has just made the inputs.
 * P3 is one run of each contender, and chance decides what a search draws. kdsearch has its own defaults there: averaged weights, rungs.
 """

@@ -59,11 +59,12 @@ def join(parts: list[Encoded]) -> Encoded:
     return Encoded(np.concatenate([part.ids for part in parts]), offsets, np.concatenate([part.labels for part in parts]))
 
 
-def bucket(rows: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Rows sorted by length (ties keep their order), cut so that a padded batch holds at most ``batch_tokens`` tokens, or one row."""
+def bucket(rows: np.ndarray, lengths: np.ndarray, batch_tokens: int, multiple: int = LENGTH_STEP) -> list[np.ndarray]:
+    """Rows sorted by length (ties keep their order), cut so that a batch padded to a ``multiple`` holds at most ``batch_tokens`` tokens,
+    or one row."""
     ordered = rows[np.argsort(lengths[rows], kind="stable")]
     batches, start = [], 0
-    padded = _round_up(lengths[ordered])
+    padded = _round_up(lengths[ordered], multiple)
     while start < len(ordered):
         size = max(1, batch_tokens // int(padded[start]))
         while size > 1 and int(padded[min(start + size, len(ordered)) - 1]) * size > batch_tokens:
@@ -73,8 +74,15 @@ def bucket(rows: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.
     return batches
 
 
-def stream(
-    labelled: np.ndarray, transfer: np.ndarray, lengths: np.ndarray, batch_tokens: int, share: float, seed: int
+def stream(  # noqa: PLR0913
+    labelled: np.ndarray,
+    transfer: np.ndarray,
+    lengths: np.ndarray,
+    batch_tokens: int,
+    share: float,
+    seed: int,
+    *,
+    multiple: int = LENGTH_STEP,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Endless batches as (epoch, row indices); an epoch holds all labelled rows and, of the transfer rows, what makes up ``share`` of all.
 
@@ -88,16 +96,16 @@ def stream(
         while len(waiting) < wanted:
             waiting = np.concatenate([waiting, random.permutation(transfer)])
         drawn, waiting = waiting[:wanted], waiting[wanted:]
-        batches = bucket(random.permutation(np.concatenate([labelled, drawn])), lengths, batch_tokens)
+        batches = bucket(random.permutation(np.concatenate([labelled, drawn])), lengths, batch_tokens, multiple)
         for position in random.permutation(len(batches)):
             yield epoch, batches[position]
         epoch += 1
 
 
-def collate(encoded: Encoded, rows: np.ndarray, pad_id: int, device: torch.device, epoch: int = 0) -> Batch:
-    """Pad the rows to the longest of them, rounded up to a multiple of 4."""
+def collate(encoded: Encoded, rows: np.ndarray, pad_id: int, device: torch.device, epoch: int = 0, multiple: int = LENGTH_STEP) -> Batch:
+    """Pad the rows to the longest of them, rounded up to a multiple."""
     lengths = encoded.lengths[rows]
-    width = int(_round_up(lengths).max())
+    width = int(_round_up(lengths, multiple).max())
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     mask = np.arange(width)[None, :] < lengths[:, None]
     ids[mask] = np.concatenate([encoded.ids[encoded.offsets[row] : encoded.offsets[row + 1]] for row in rows])
@@ -105,5 +113,5 @@ def collate(encoded: Encoded, rows: np.ndarray, pad_id: int, device: torch.devic
     return Batch(*tensors, rows=rows, epoch=epoch)
 
 
-def _round_up(lengths: np.ndarray) -> np.ndarray:
-    return -(-lengths // LENGTH_STEP) * LENGTH_STEP
+def _round_up(lengths: np.ndarray, multiple: int) -> np.ndarray:
+    return -(-lengths // multiple) * multiple
