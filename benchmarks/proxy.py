@@ -28,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's own folder is there
 
-from benchmarks.replay import refuse_mixed
+from benchmarks.replay import Row, read
 from kdsearch.fidelity import LEAST, Agreement, Estimate, agreement, as_a_seed, ceiling
 
 ROOT = Path(__file__).parents[1]
@@ -36,8 +36,6 @@ PROXY, FULL, COMPLETE, AVERAGED = "proxy", "full", "complete", "averaged"
 SCORES = {"accuracy": 1, "divergence": -1, "calibrated_divergence": -1, "log_loss": -1}  # the sign that makes more better
 SIZES = {"parameters": "parameters", "flops": "FLOPs", "latency": "latency"}
 TRUTHS = {"accuracy": "full accuracy", "divergence": "full divergence"}
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,8 @@ def recorded(rows: Sequence[Row]) -> Recorded:
     """Full trainings that came to their end, and the proxies of the same candidates.
 
     Raises:
-        SystemExit: too few candidates to compare anything, or a number that stands for two.
+        SystemExit: too few candidates to compare anything.
     """
-    refuse_mixed(rows)
     done = [row for row in rows if row["state"] == COMPLETE]
     full = {row["number"]: list[Row]() for row in done if row["kind"] == FULL}
     for row in sorted((row for row in done if row["kind"] == FULL), key=lambda row: row["seed"]):
@@ -268,9 +265,8 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, default=ROOT / "benchmarks" / "curves" / "quickstart.jsonl")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "proxy.md")
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.curves.read_text(encoding="utf-8").splitlines()]
     result = {
-        **result_of(rows),
+        **result_of(read(options.curves)),
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, numpy {np.__version__}; it ranks only, the trainings were recorded",
         "date": datetime.date.today().isoformat(),
     }

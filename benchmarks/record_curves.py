@@ -28,7 +28,7 @@ from optuna.trial import FixedTrial
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, only this file's own folder is there
 
-from benchmarks.replay import refuse_mixed
+from benchmarks.replay import KEPT, Row, line, read
 from kdsearch import check, pareto, search_space, workbench, workers
 from kdsearch.candidate import Candidate
 from kdsearch.machine import accelerator
@@ -39,11 +39,9 @@ from kdsearch.space_file import SearchSpace
 from kdsearch.study_file import Training
 
 MARKS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
-KEPT = ("accuracy", "divergence", "calibrated_divergence", "log_loss")
+STAGES = ("training", "scoring", "building", "latency")
 LOCAL, CHANGED, DIGITS = 0.4, 2, 5
 PROXY, FULL = "proxy", "full"
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,14 +72,13 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows: list[Row] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-        refuse_mixed(self.rows)
+        self.rows: list[Row] = read(path) if path.is_file() else []
 
     def add(self, row: Row) -> None:
         """Keep a row on disk."""
         with self.lock, self.path.open("a", encoding="utf-8") as stream:
+            stream.write(line(row, first=all(row["number"] != other["number"] for other in self.rows)))
             self.rows.append(row)
-            stream.write(json.dumps(row) + "\n")
 
     def done(self, job: Job) -> bool:
         """Whether a job's row is there."""
@@ -111,7 +108,8 @@ def row_of(job: Job, found: Measurement) -> Row:
     """A training as a line of the table: scores by the number of steps."""
     scores = {**found.rungs, **({str(found.steps): vars(found)} if found.state == COMPLETE else {})}
     curve = {step: {name: round(float(values[name]), DIGITS) for name in KEPT} for step, values in scores.items()}
-    sizes = {"latency": found.latency_relative, "parameters": found.parameters, "flops": found.flops, "stages": found.stages}
+    stages = {name: round(found.stages.get(name, 0.0), 3) for name in STAGES}
+    sizes = {"latency": found.latency_relative, "parameters": found.parameters, "flops": found.flops, "stages": stages}
     head = {"number": job.number, "kind": job.kind, "of": job.training.steps, "schedule": job.training.schedule, "seed": job.seed}
     head |= {"state": found.state, "reason": found.reason}
     return {**head, **sizes, "curve": curve, "params": job.params}

@@ -25,7 +25,8 @@ from kdsearch.space_file import SearchSpace
 from kdsearch.study_file import Training
 
 Array = NDArray[np.float64]
-SCORES = ("accuracy", "divergence", "calibrated_divergence")
+KEPT = ("accuracy", "divergence", "calibrated_divergence", "log_loss")
+SCORES = KEPT[:3]
 RIDGE, LEAST_WEIGHT = 1.0, 0.01
 LAYERS, WIDTHS = ("random", "first", "last", "uniform"), ("slice", "importance", "pca")
 Row = dict[str, Any]
@@ -66,16 +67,14 @@ class Replay:
 
     @staticmethod
     def read(path: Path, space: SearchSpace, proxy: Training) -> "Replay":
-        """Those of a file that have the proxy's steps and schedule, and every score.
+        """Those of a file that have the proxy's steps and schedule.
 
         Raises:
             SystemExit: there are none.
         """
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        refuse_mixed(rows)
         one = ("proxy", proxy.steps, proxy.schedule, 0)
-        proxies = [row for row in rows if (row["kind"], row["of"], row["schedule"], row["seed"]) == one]
-        kept = [row for row in proxies if row["latency"] and (not row["curve"] or is_whole(row))]
+        proxies = [row for row in read(path) if (row["kind"], row["of"], row["schedule"], row["seed"]) == one]
+        kept = [row for row in proxies if row["latency"]]
         if not kept:
             raise SystemExit(f"{path} holds no proxy of {proxy.steps} {proxy.schedule} steps: record it with benchmarks/record_curves.py")
         return Replay(kept, space, proxy.steps)
@@ -119,22 +118,28 @@ def _ridge(features: Array, outcome: Array) -> Array:
     return np.linalg.solve(features.T @ features + RIDGE * np.eye(features.shape[1]), features.T @ (outcome - outcome.mean()) / spread)
 
 
-def refuse_mixed(rows: Sequence[Row]) -> None:
-    """A number is one candidate, whatever it was trained for.
+def read(path: Path) -> list[Row]:
+    """The trainings of a file. A line holds what :func:`line` wrote; here each has its candidate's parameters, and scores have names.
 
     Raises:
-        SystemExit: a number stands for two.
+        SystemExit: a number stands for two candidates.
     """
-    first = {row["number"]: row["params"] for row in reversed(rows)}
-    if mixed := sorted({row["number"] for row in rows if row["params"] != first[row["number"]]}):
-        raise SystemExit(
-            f"the numbers {', '.join(map(str, mixed))} stand for more than one candidate each: take the rows of one of them out"
-        )
+    rows, params = [], dict[int, dict[str, Any]]()
+    for text in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(text)
+        known = params.setdefault(row["number"], row.get("params"))
+        if row.setdefault("params", known) != known:
+            raise SystemExit(f"{path}: number {row['number']} stands for more than one candidate: take the rows of one of them out")
+        curve = {step: zip(KEPT, values, strict=True) for step, values in row["curve"].items()}
+        rows.append({**row, "curve": {step: {name: value for name, value in some if value is not None} for step, some in curve.items()}})
+    return rows
 
 
-def is_whole(row: Row) -> bool:
-    """Whether a training has every score; the first ones were recorded before there was a calibrated divergence."""
-    return all(name in scores for scores in row["curve"].values() for name in SCORES)
+def line(row: Row, first: bool) -> str:
+    """A training as a line of a file: the scores of a step as a list, the parameters in the first line of a candidate."""
+    curve = {step: [values.get(name) for name in KEPT] for step, values in row["curve"].items()}
+    left_out = () if first else ("params",)
+    return json.dumps({key: value for key, value in {**row, "curve": curve}.items() if key not in left_out}, separators=(",", ":")) + "\n"
 
 
 def scores(row: Row, step: int) -> dict[str, float]:

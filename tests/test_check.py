@@ -89,6 +89,9 @@ def test_a_study_s_folder_leads_back_to_the_same_study(folder: Path) -> None:
     assert list(study.space.tree["distillation"].branches) == ["kd"]
     facts = {"base": str(study.base), "spec": study.spec.model_dump(), "space": study.space.content, "task": {"classes": ["0", "1"]}}
     assert check.from_facts(json.loads(json.dumps(facts)), study.folder) == study
+    before = json.loads(json.dumps(facts))  # of a time when every rate fell
+    del before["spec"]["proxy"]["schedule"]
+    assert (study.spec.proxy.schedule, check.from_facts(before, study.folder).spec.proxy.schedule) == ("averaged", "linear")
 
 
 def with_config(folder: Path, **changes: Any) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def row(number: int) -> dict[str, Any]:
 @pytest.fixture
 def problem(tmp_path: Path) -> search.Problem:
     path = tmp_path / "curves.jsonl"
-    path.write_text("".join(json.dumps(row(number)) + "\n" for number in range(60)))
+    path.write_text("".join(replay.line(row(number), first=True) for number in range(60)))
     study = check.open_files(tiny.REPOSITORY / "studies" / "quickstart.yaml")
     return search.problem_of(study, path, TEACHER, trainings=12)
 
@@ -102,8 +101,22 @@ def test_a_recorded_row_has_the_scores_of_every_mark_and_of_the_end() -> None:
     scores = dict.fromkeys(record_curves.KEPT, 0.123456789)
     told = record_curves.row_of(job, Measurement(COMPLETE, steps=200, rungs={"50": scores}, latency_relative=0.2, **scores))
     assert set(told["curve"]) == {"50", "200"}
-    assert told["curve"]["50"]["accuracy"] == 0.12346
-    assert replay.is_whole(told)
+    assert all(values == dict.fromkeys(record_curves.KEPT, 0.12346) for values in told["curve"].values())
+
+
+def test_trainings_are_read_as_they_were_written_and_a_number_is_one_candidate(tmp_path: Path) -> None:
+    store, path = record_curves.Store(tmp_path / "curves.jsonl"), tmp_path / "curves.jsonl"
+    whole = {"log_loss": 0.5}
+    told = [{**one, "curve": {step: {**some, **whole} for step, some in one["curve"].items()}} for one in map(row, range(3))]
+    told.append({**told[0], "seed": 1})
+    for one in told:
+        store.add(one)
+    assert replay.read(path) == told
+    assert [text.count("params") for text in path.read_text().splitlines()] == [1, 1, 1, 0]
+    with path.open("a") as stream:
+        stream.write(replay.line({**told[0], "params": {"layers": 1}}, first=True))
+    with pytest.raises(SystemExit, match="number 0 stands for more than one candidate"):
+        replay.read(path)
 
 
 def test_another_proxy_is_recorded_of_the_same_candidates(tmp_path: Path) -> None:
