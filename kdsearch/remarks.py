@@ -19,8 +19,7 @@ def on_pick(record: Record) -> str | None:
 
 def after_run(known: Sequence[Record], plan: Search, spent: Spent) -> list[str]:
     """Why the front is empty, where it is; and when the budget is used up, how to go on."""
-    full = _on_budget(known, plan, spent)
-    return [remark for remark in (_on_front(known, full is not None), full) if remark]
+    return [remark for remark in (_on_front(known), _on_budget(known, plan, spent)) if remark]
 
 
 def on_confirmation(short: int, front: int, place: str) -> str | None:
@@ -75,16 +74,11 @@ def on_effort(known: Sequence[Record], seconds: float, rate: float, work: Work) 
     return f"Time: {words}. At the machine's full rate the training's matrix products alone take {needed / seconds:.0%} of it."
 
 
-def _on_front(known: Sequence[Record], spent: bool) -> str | None:
+def _on_front(known: Sequence[Record]) -> str | None:
     fresh = [record for record in known if record.duplicate_of is None]
     if not fresh or any(record.feasible for record in fresh):
         return None
     proposed = [record for record in fresh if not record.baseline]
-    if not proposed:
-        many = f"{len(fresh)} hand-made baseline{'s' if len(fresh) > 1 else ''}"
-        if not spent:
-            return f"The front is empty: so far {many} and no candidate of the search {'were' if len(fresh) > 1 else 'was'} trained."
-        return f"The front is empty: the budget went into {many}, before any candidate; give more of it, or set search.baselines: false."
     reason = next((record.measurement.reason for record in reversed(proposed) if record.measurement.reason), None)
     why = f" (the last: {reason})" if reason else ""
     return f"The front is empty: no student is trained and inside the limits{why}; go on, or change the limits or the space."

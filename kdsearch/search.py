@@ -240,7 +240,7 @@ def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> A
     before = [state.known[other] for other in sorted(state.known) if other <= place - lag]  # the order decides between equals at a rung
     if budget.used_up(before, around.plan, around.work):
         return None
-    given = bool(waiting) or _enqueue_next(study, around)
+    given = bool(waiting) or _enqueue_next(study, around, place)
     study.sampler = OfTheSpace(sampler_for(around.plan, place, lag - 1, given), place - lag, place, around.least)
     trial = study.ask()
     with together(study):
@@ -262,20 +262,23 @@ def _order(asked: Asked, seed: int) -> Order:
     return Order(asked.candidate, seed, yardstick, Rungs() if yardstick else asked.rungs, timed=asked.timed)
 
 
-def _enqueue_next(study: optuna.Study, around: Surroundings) -> bool:
-    """Queue the first baseline that was not queued yet, then the starts; whether there was one.
+def _enqueue_next(study: optuna.Study, around: Surroundings, place: int) -> bool:
+    """Queue the first start that was not queued yet, then at every tenth place (``startup_trials``) a baseline; whether there was one.
 
-    A baseline need not lie in the space, so it is carried whole; a start has some parameters, and the sampler adds the rest.
+    A start has some parameters, and the sampler adds the rest; a baseline need not lie in the space, so it is carried whole. Baselines are
+    yardsticks: in the first places they would cost a search that is ended early its students (benchmarks/search.md).
     """
     trials = study.get_trials(deepcopy=False)
     queued = {trial.user_attrs.get(kind) for trial in trials for kind in ("baseline", "start")}
-    if following := next((name for name in around.baselines if name not in queued), None):
-        study.enqueue_trial({}, user_attrs={"baseline": following, "candidate": around.baselines[following].to_dict()})
-        return True
     number = next((number for number in range(len(around.starts)) if number not in queued), None)
     if number is not None:
         study.enqueue_trial(around.starts[number], user_attrs={"start": number})
-    return number is not None
+        return True
+    number, following = next(((number, name) for number, name in enumerate(around.baselines, 1) if name not in queued), (0, None))
+    if following and place >= number * around.plan.startup_trials - 1:
+        study.enqueue_trial({}, user_attrs={"baseline": following, "candidate": around.baselines[following].to_dict()})
+        return True
+    return False
 
 
 def _proposal(trial: optuna.Trial, space: SearchSpace) -> Candidate:

@@ -1,4 +1,4 @@
-"""The hand-made students that people use today: yardsticks of every study, trained first and marked in every table."""
+"""The hand-made students that people use today: yardsticks of every study, marked in every table."""
 
 from kdsearch.candidate import Architecture, Candidate, Initialization, Recipe, Term, Training
 
