@@ -164,7 +164,11 @@ def test_ctrl_c_in_the_middle_of_a_statement_is_heard_at_its_end() -> None:
 def test_baselines_come_once_each_at_every_place_of_as_many_as_startup_trials(tmp_path: Path) -> None:
     fake_search.run(tmp_path, 6)
     found = fake_search.run(tmp_path, 20)
-    assert {place: record.baseline for place, record in enumerate(found) if record.baseline} == {4: "no-kd", 9: "distilbert", 14: "tinybert"}
+    assert {place: record.baseline for place, record in enumerate(found) if record.baseline} == {
+        4: "no-kd",
+        9: "distilbert",
+        14: "tinybert",
+    }
     assert [from_dict(record.candidate) for record in found if record.baseline] == list(fake_search.BASELINES.values())
 
 
