@@ -100,7 +100,7 @@ class State:
         if record.duplicate_of is None:
             candidate = from_dict(record.candidate)
             self.places.setdefault(candidate.key(), place)
-            if record.measurement.latency_relative is not None:
+            if record.measurement.latency_relative is not None and record.baseline is None:  # nothing waits for a baseline
                 self.shapes.setdefault(candidate.architecture, []).append(place)
 
     def timed(self, shape: Architecture, last: int) -> Measurement | None:
@@ -235,7 +235,7 @@ def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> A
     taken = {*state.known, *(one.place for one in state.open), *map(study_store.place_of, waiting)}
     kept = study_store.place_of(waiting[0]) if waiting else None
     place = next(place for place in range(len(taken) + 1) if place not in taken) if kept is None else kept
-    if not waiting and any(earlier not in state.known for earlier in range(place - lag + 1)):
+    if not waiting and not {*range(place - lag + 1)} <= {*state.known, *_unheeded(around, state)}:
         return None
     before = [state.known[other] for other in sorted(state.known) if other <= place - lag]  # the order decides between equals at a rung
     if budget.used_up(before, around.plan, around.work):
@@ -248,6 +248,11 @@ def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> A
         candidate = _proposal(trial, around.space)
     rungs = Rungs(around.plan.eta, {step: _seen_at(step, before) for step in around.rungs})
     return Asked(trial, place, candidate, trial.user_attrs.get("baseline"), rungs, state.timed(candidate.architecture, place - lag))
+
+
+def _unheeded(around: Surroundings, state: State) -> set[int]:
+    """Places of baselines that run, which nothing waits for: neither samplers nor rungs look at yardsticks. A budget of FLOPs counts them."""
+    return set() if around.plan.flops is not None else {one.place for one in state.open if one.baseline}
 
 
 def _seen_at(step: int, before: Sequence[Record]) -> list[tuple[float, float]]:

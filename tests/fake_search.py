@@ -92,4 +92,4 @@ def quiet_load(folder: Path) -> optuna.Study:
 
 if __name__ == "__main__":
     study_store.MOST_RETRIES = 1000  # a busy machine may be killed often at the same trial
-    run(Path(sys.argv[1]), int(sys.argv[2]), speaks=True, at_once=int(sys.argv[3]), flops=float(sys.argv[4]), starts=STARTS)
+    run(Path(sys.argv[1]), int(sys.argv[2]), speaks=True, at_once=int(sys.argv[3]), flops=float(sys.argv[4]) or None, starts=STARTS)

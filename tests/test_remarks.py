@@ -41,6 +41,11 @@ def test_what_speaks_against_a_pick(found: Record, expected: str | None) -> None
         ([*BASELINES, record(2)], Search(), []),
         ([record(0)], Search(minutes=0.1), ["The budget is used up: 0.5 of 0.1 minutes. To go on, raise --minutes."]),
         (
+            BASELINES,
+            Search(),
+            ["The front is empty: no student is trained and inside the limits; go on, or change the limits or the space."],
+        ),
+        (
             [*BASELINES, SLOW],
             Search(),
             [

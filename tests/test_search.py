@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,9 +70,9 @@ def stable(found: list[records.Record]) -> list[dict]:
     return rows
 
 
-@pytest.mark.parametrize(("at_once", "trials", "flops"), [(1, 25, 1e9), (3, 25, 1e9), (1, 1000, 3000.0), (3, 1000, 3000.0)])
+@pytest.mark.parametrize(("at_once", "trials", "flops"), [(1, 25, 0), (3, 25, 0), (1, 1000, 3000.0), (3, 1000, 3000.0)])
 def test_killed_at_random_moments_it_ends_as_the_uninterrupted_search(tmp_path: Path, at_once: int, trials: int, flops: float) -> None:
-    whole = fake_search.run(tmp_path / "whole", trials, at_once=at_once, flops=flops, starts=fake_search.STARTS)
+    whole = fake_search.run(tmp_path / "whole", trials, at_once=at_once, flops=flops or None, starts=fake_search.STARTS)
     assert 20 < len(whole) < 100
     moments = random.Random(0)
     for _ in range(6):
@@ -373,6 +374,28 @@ def test_side_by_side_as_many_run_as_may(tmp_path: Path) -> None:
     plan = Search(trials=9, minutes=1000, sampler="random")
     found = search.search(study, fake_search.around(tmp_path, plan), busy, fake_search.Watcher(), 3)
     assert [record.measurement.state for record in found] == [COMPLETE] * 9
+
+
+@pytest.mark.parametrize("flops", [None, 1e9])
+def test_nothing_waits_for_a_baseline_but_a_budget_of_flops(tmp_path: Path, flops: float | None) -> None:
+    ended, enough = [], threading.Event()
+
+    def slow_yardsticks(order: Order) -> Measurement:
+        if order.train_anyway:
+            enough.wait(1.0)
+        found = fake_search.objective(order)
+        ended.append(order.train_anyway)
+        if ended.count(False) >= 12:
+            enough.set()
+        return found
+
+    plan = Search(trials=14, startup_trials=3, minutes=1000, flops=flops)
+    study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
+    around = replace(fake_search.around(tmp_path, plan), baselines=dict(islice(fake_search.BASELINES.items(), 1)))
+    found = search.search(study, around, slow_yardsticks, fake_search.Watcher(), 2)
+    before = ended[: ended.index(True)]
+    assert [record.baseline for record in found].count("no-kd") == 1
+    assert len(before) >= 12 if flops is None else len(before) < 7
 
 
 def test_a_trial_queued_without_a_place_holds_up_no_resumed_search(tmp_path: Path) -> None:
