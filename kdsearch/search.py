@@ -251,7 +251,7 @@ def _ask(study: optuna.Study, around: Surroundings, state: State, lag: int) -> A
 
 
 def _unheeded(around: Surroundings, state: State) -> set[int]:
-    """Places of baselines that run, which nothing waits for: neither samplers nor rungs look at yardsticks. A budget of FLOPs counts them."""
+    """Places of baselines that run: neither samplers nor rungs look at yardsticks, so nothing waits for them but a budget of FLOPs."""
     return set() if around.plan.flops is not None else {one.place for one in state.open if one.baseline}
 
 
