@@ -32,6 +32,7 @@ from kdsearch.together import together
 from kdsearch.view import OfTheSpace
 
 MOST_DUPLICATES_IN_A_ROW = 100
+BASELINE_EVERY = 10
 # So many asks for each trial beyond the first at once do not wait for a slow one.
 LAG = 2
 Objective = Callable[[Order], Measurement]
@@ -189,11 +190,14 @@ def search(
 
 
 def _start(run: Session, asked: Asked, hands: Executor, objective: Objective) -> None:
-    """Evaluate a candidate; one that is known already, here or from another study, or runs already, is not trained again."""
-    state = run.state
-    if twin := state.twin(asked.candidate):
+    """Evaluate a candidate; one that is known already, here or from another study, or runs already, is not trained again.
+
+    But a baseline is, should the search have proposed it: there it may have been stopped, and duplicates stand in no table.
+    """
+    state, given = run.state, asked.baseline is not None
+    if not given and (twin := state.twin(asked.candidate)):
         run.settle(asked, _repeated(asked, twin))
-    elif any(one.candidate.key() == asked.candidate.key() for one in state.running.values()):
+    elif not given and any(one.candidate.key() == asked.candidate.key() for one in state.running.values()):
         state.held.append(asked)
     elif found := _imported(run.around, asked):
         run.settle(asked, found)
@@ -268,10 +272,11 @@ def _order(asked: Asked, seed: int) -> Order:
 
 
 def _enqueue_next(study: optuna.Study, around: Surroundings, place: int) -> bool:
-    """Queue the first start that was not queued yet, then at every tenth place (``startup_trials``) a baseline; whether there was one.
+    """Queue the first start that was not queued yet, then from every tenth place on a baseline; whether there was one.
 
     A start has some parameters, and the sampler adds the rest; a baseline need not lie in the space, so it is carried whole. Baselines are
-    yardsticks: in the first places they would cost a search that is ended early its students (benchmarks/search.md).
+    yardsticks: in the first places they would cost a search that is ended early its students (benchmarks/search.md). One that another
+    study has trained costs nothing, and is taken at once.
     """
     trials = study.get_trials(deepcopy=False)
     queued = {trial.user_attrs.get(kind) for trial in trials for kind in ("baseline", "start")}
@@ -280,10 +285,13 @@ def _enqueue_next(study: optuna.Study, around: Surroundings, place: int) -> bool
         study.enqueue_trial(around.starts[number], user_attrs={"start": number})
         return True
     number, following = next(((number, name) for number, name in enumerate(around.baselines, 1) if name not in queued), (0, None))
-    if following and place >= number * around.plan.startup_trials - 1:
-        study.enqueue_trial({}, user_attrs={"baseline": following, "candidate": around.baselines[following].to_dict()})
-        return True
-    return False
+    if following is None:
+        return False
+    baseline, due = around.baselines[following], number * min(BASELINE_EVERY, around.plan.startup_trials) - 1
+    if place < due and baseline.key() not in around.imported:
+        return False
+    study.enqueue_trial({}, user_attrs={"baseline": following, "candidate": baseline.to_dict()})
+    return True
 
 
 def _proposal(trial: optuna.Trial, space: SearchSpace) -> Candidate:
@@ -346,7 +354,8 @@ def callers(count: int) -> Iterator[Executor]:
 
 
 def _stop_on_failures(known: Sequence[Record], plan: Search) -> None:
-    last = [record for record in known if record.duplicate_of is None][-plan.max_failures_in_a_row :]
+    proposed = [record for record in known if record.baseline is None]  # nothing waits for a baseline, so this must not either
+    last = [record for record in proposed if record.duplicate_of is None][-plan.max_failures_in_a_row :]
     too_large = all((record.measurement.reason or "").startswith(guard.TOO_LARGE) for record in last)
     if too_large and any(record.measurement.state in (COMPLETE, STOPPED) for record in known):
         return  # some students fit the memory and some do not, which is no fault of the study

@@ -38,7 +38,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "search_spaces", place / "search_spaces")
     (place / "studies").mkdir()
     smoke = (ROOT / "studies" / "smoke.yaml").read_text(encoding="utf-8").replace("name: smoke", "name: quickstart")
-    short = smoke.replace("trials: 12, startup_trials: 5", "trials: 8, startup_trials: 1")
+    short = smoke.replace("trials: 12, startup_trials: 4", "trials: 8, startup_trials: 1")
     (place / "studies" / "quickstart.yaml").write_text(short, encoding="utf-8")
     faster = short.replace("name: quickstart", "name: faster").replace("latency_relative: 0.7", "latency_relative: 0.5")
     (place / "studies" / "faster.yaml").write_text(faster, encoding="utf-8")

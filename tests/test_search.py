@@ -16,11 +16,11 @@ from typing import Any
 import optuna
 import pytest
 
-from kdsearch import budget, records, search, space_file, study_store
+from kdsearch import budget, records, search, search_space, space_file, study_store
 from kdsearch.budget import Work
-from kdsearch.candidate import from_dict
+from kdsearch.candidate import Training, from_dict
 from kdsearch.order import Order
-from kdsearch.records import COMPLETE, FAILED, REFUSED, Measurement
+from kdsearch.records import COMPLETE, FAILED, REFUSED, STOPPED, Measurement
 from kdsearch.samplers import sampler_for
 from kdsearch.study_file import Search
 from kdsearch.view import OfTheSpace
@@ -376,13 +376,53 @@ def test_side_by_side_as_many_run_as_may(tmp_path: Path) -> None:
     assert [record.measurement.state for record in found] == [COMPLETE] * 9
 
 
+def test_no_one_s_latency_is_that_of_a_baseline_whose_end_is_chance() -> None:
+    state, candidate = search.State(), fake_search.BASELINES["no-kd"]
+    own = replace(candidate, training=Training(1e-5))
+    found = [Measurement(COMPLETE, accuracy=0.7, latency_relative=latency) for latency in (0.5, 0.6)]
+    state.keep(0, records.Record(0, candidate.to_dict(), found[0], 0, "no-kd"))
+    assert state.timed(own.architecture, 5) is None
+    state.keep(1, records.Record(1, own.to_dict(), found[1], 0))
+    assert state.timed(own.architecture, 5) == found[1]
+
+
+def test_a_baseline_is_trained_and_shown_also_where_the_search_has_proposed_and_stopped_it(tmp_path: Path) -> None:
+    """A space of one student, which is the only baseline."""
+    space = space_file.parse({"architecture": {"layers": 2, "heads": 2, "head_size": 16, "ffn_ratio": 1}, "distillation": {"none": {}}})
+    candidate = search_space.suggest(space, optuna.trial.FixedTrial({}))
+
+    def stopped(order: Order) -> Measurement:
+        state = COMPLETE if order.train_anyway else STOPPED
+        scores = {"accuracy": 0.7, "divergence": 0.3, "calibrated_divergence": 0.3}
+        return Measurement(state, latency_relative=0.5, steps=50, rungs={"50": scores}, **scores)
+
+    study = study_store.open_study(f"sqlite:///{tmp_path}/study.db", "fake", {})
+    plan = Search(trials=5, startup_trials=2, minutes=1000)
+    around = replace(fake_search.around(tmp_path, plan, space=space), baselines={"mine": candidate})
+    found = search.search(study, around, stopped, fake_search.Watcher())
+    assert [(one.baseline, one.measurement.state, one.duplicate_of) for one in found[:3]] == [
+        (None, STOPPED, None),
+        ("mine", COMPLETE, None),
+        (None, STOPPED, 0),
+    ]
+
+
+def test_a_baseline_that_another_study_has_trained_comes_behind_the_starts(tmp_path: Path) -> None:
+    candidate = fake_search.BASELINES["no-kd"]
+    known = Measurement(COMPLETE, accuracy=0.77, latency_relative=0.5)
+    imported = {candidate.key(): records.Record(4, candidate.to_dict(), known, 3, imported_from="trial 4 of earlier")}
+    found = warm(tmp_path / "new", [{"architecture.layers": 2}], imported, 6)
+    assert [one.baseline for one in found][:3] == [None, "no-kd", None]
+    assert found[1].measurement == known
+
+
 @pytest.mark.parametrize("flops", [None, 1e9])
 def test_nothing_waits_for_a_baseline_but_a_budget_of_flops(tmp_path: Path, flops: float | None) -> None:
     ended, enough = [], threading.Event()
 
     def slow_yardsticks(order: Order) -> Measurement:
         if order.train_anyway:
-            enough.wait(1.0)
+            enough.wait(60.0 if flops is None else 1.0)
         found = fake_search.objective(order)
         ended.append(order.train_anyway)
         if ended.count(False) >= 12:
