@@ -92,7 +92,7 @@ def test_rungs_let_more_be_tried_for_the_same_steps(problem: search.Problem) -> 
 def test_the_document_says_who_is_ahead(problem: search.Problem) -> None:
     options = argparse.Namespace(study=Path("s"), curves=Path("c"), trainings=12, seeds=2)
     text = search.document({"kdsearch": [[0.1, 0.2, 0.6], [0.1, 0.2, 0.8]], "other": [[0.1, 0.1, 0.3], [0.1, 0.1, 0.5]]}, problem, options)
-    assert "| other | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.400 ± 0.196 | +0.300 ± 0.000 |" in text
+    assert "| other | 0.100 ± 0.000 | 0.100 ± 0.000 | 0.400 ± 0.196 | +0.000 ± 0.000 | +0.100 ± 0.000 | +0.300 ± 0.000 |" in text
 
 
 def test_a_recorded_row_has_the_scores_of_every_mark_and_of_the_end() -> None:
