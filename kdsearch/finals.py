@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from kdsearch import budget, confirmed, guard, objective, records, search, workbench, workers
+from kdsearch import budget, confirmed, guard, objective, records, workbench, workers
 from kdsearch.budget import Full
+from kdsearch.calling import callers
 from kdsearch.candidate import Candidate
 from kdsearch.check import Study
 from kdsearch.confirmed import Job, Store
@@ -114,6 +115,6 @@ def _train(study: Study, store: Store, missing: Sequence[Job], hands: Hands, con
         who = job.student.role if job.student.trial is None else f"trial {job.student.trial} ({job.student.role})"
         console.print(f"{who}, seed {job.seed}: {said}  {found.seconds:.0f} s, {next(left)} to go", markup=False, highlight=False)
 
-    with search.callers(min(count, len(missing))) as threads:
+    with callers(min(count, len(missing))) as threads:
         for future in [threads.submit(one, job) for job in missing]:
             future.result()

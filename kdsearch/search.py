@@ -6,12 +6,9 @@ search that was killed and started again proposes what the uninterrupted one wou
 derived from it.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +18,7 @@ from optuna.trial import TrialState
 
 from kdsearch import budget, guard, records, search_space, study_store
 from kdsearch.budget import Work
+from kdsearch.calling import callers, uninterrupted
 from kdsearch.candidate import Architecture, Candidate, from_dict
 from kdsearch.order import Order, seed_of
 from kdsearch.records import COMPLETE, FAILED, STOPPED, Measurement, Record
@@ -316,41 +314,6 @@ def _imported(around: Surroundings, asked: Asked) -> Record | None:
 
 def _asked_here(asked: Asked, found: Record) -> Record:
     return replace(found, trial=asked.trial.number, candidate=asked.candidate.to_dict(), baseline=asked.baseline)
-
-
-class _Here(Executor):
-    """Calls at once, in the caller's thread: one candidate at a time needs no other."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C is heard at the end of the block: in the middle of a statement a storage would lose it, or print a traceback of its own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        signal.raise_signal(came[0])
-
-
-@contextmanager
-def callers(count: int) -> Iterator[Executor]:
-    """Who calls the objective. An interruption does not wait for what is running."""
-    executor = ThreadPoolExecutor(count) if count > 1 else _Here()
-    try:
-        yield executor
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _stop_on_failures(known: Sequence[Record], plan: Search) -> None:

@@ -146,22 +146,6 @@ def test_resumed_search_equals_the_uninterrupted_one(tmp_path: Path, sampler: st
     assert records.read(tmp_path / "parts" / "trials.jsonl") == parts
 
 
-def test_ctrl_c_in_the_middle_of_a_statement_is_heard_at_its_end() -> None:
-    done = []
-
-    def interrupted() -> None:
-        with search.uninterrupted():
-            signal.raise_signal(signal.SIGINT)
-            done.append(True)
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert done
-    with search.uninterrupted():
-        pass
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_baselines_come_once_each_at_every_place_of_as_many_as_startup_trials(tmp_path: Path) -> None:
     fake_search.run(tmp_path, 6)
     found = fake_search.run(tmp_path, 20)
