@@ -80,13 +80,20 @@ def seconds_in_full(found: Measurement, full: Full) -> float:
     return training / found.steps * full.steps * full.heavier + max(0.0, found.seconds - training)
 
 
-def seconds_for_finalists(chosen: Sequence[Measurement], trained: Sequence[Measurement], full: Full) -> float:
-    """What the full trainings are expected to take, from the trials of those who would be trained now; who is not found yet, or has no
-    trial, counts as their mean. With none chosen yet that of all ``trained`` counts; before any, nothing is known, and this is 0."""
+def seconds_for_finalists(
+    chosen: Sequence[Measurement], trained: Sequence[Measurement], full: Full, untried: Sequence[float] = ()
+) -> float:
+    """What the full trainings are expected to take, from the trials of those who would be trained now.
+
+    One with known FLOPs and no trial (``untried``) counts by its FLOPs at the pace of all ``trained``; who is not found yet as the mean of
+    those chosen, or with none chosen of all trained. Before any trial nothing is known, and this is 0.
+    """
     pace = [seconds_in_full(found, full) for found in chosen or trained if found.steps]
     if not pace:
         return 0.0
-    known = pace if chosen else []
+    measured = [found for found in trained if found.steps and found.flops]
+    each = sum(seconds_in_full(found, full) for found in measured) / sum(found.flops or 0.0 for found in measured) if measured else None
+    known = [*(pace if chosen else []), *(mean(pace) if each is None else each * flops for flops in untried)]
     seconds = sum(known) + max(0, full.students - len(known)) * mean(pace)
     return full.seeds * seconds / max(1, min(full.workers, full.students * full.seeds))
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from kdsearch import (
     budget,
     check,
+    cost,
     earlier,
     estimate,
     finals,
@@ -42,7 +43,7 @@ from kdsearch.machine import use_precision
 from kdsearch.order import Order
 from kdsearch.report import dashboard, front, html, study_folder, tables
 from kdsearch.students.baselines import baselines
-from kdsearch.students.families import architecture_of, family_of
+from kdsearch.students.families import architecture_of, family_of, narrow
 from kdsearch.workbench import Bench
 
 
@@ -100,7 +101,8 @@ def run_study(
             with _then_written(store, around, console):
                 search.search(store, around, evaluate, display, count + 1 if crew else 1)  # one is asked for before it is needed
             plan = study.spec.search
-            if plan.finalists and (todo := finals.jobs(study, study_folder.load(study.folder), plan.finalists, plan.finalist_seeds)):
+            loaded = study_folder.load(study.folder)
+            if plan.finalists and (todo := finals.jobs(study, loaded, hand_made, plan.finalists, plan.finalist_seeds)):
                 finals.confirm(study, todo, lambda _: nullcontext((evaluate, count)), console)
     return study.folder
 
@@ -165,13 +167,14 @@ def confirm_study(place: Path, count: int = 6, seeds: int = 2, steps: int | None
     """
     study, folder = _recorded(place)
     study, console = _with_steps(study, steps), Console(soft_wrap=True)
-    todo = finals.jobs(study, folder, count, seeds)
+    hand_made = _baselines(study)
+    todo = finals.jobs(study, folder, hand_made, count, seeds)
     if not todo:
         raise UserError(
             f"{place}: must have a student on its front to confirm; the front is empty ({len(folder.records)} trials); "
             "go on with 'kdsearch run', or change the limits or the space"
         )
-    hands = partial(finals.opened, study, folder.facts.get("workers", 1), list(_baselines(study).values()), console)
+    hands = partial(finals.opened, study, folder.facts.get("workers", 1), list(hand_made.values()), console)
     with session.locked(folder.path), session.kept(folder.path, default_storage(folder.path)):
         return finals.confirm(study, todo, hands, console)
 
@@ -246,8 +249,15 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate], t
         workbench.least_accuracy(bench),
         taken.by_key,
         budget.work(study.spec, bench.facts),
-        finals.keeper(study, bench.facts, len(hand_made), count),
+        finals.keeper(study, bench.facts, hand_made, _flops(study, bench, hand_made), count),
     )
+
+
+def _flops(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -> dict[str, float]:
+    """As a trial's measurement counts them."""
+    target = study.spec.target
+    configs = {name: narrow(bench.teacher.config, candidate.architecture) for name, candidate in hand_made.items()}
+    return {name: cost.flops(config, target.batch_size, target.sequence_length) for name, config in configs.items()}
 
 
 def _with_steps(study: Study, steps: int | None) -> Study:

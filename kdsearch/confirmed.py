@@ -39,7 +39,7 @@ class Student:
     @property
     def name(self) -> str:
         """What it is called in every session."""
-        return f"no-kd twin of {self.twin_of}" if self.trial is None else str(self.trial)
+        return self.role if self.trial is None else str(self.trial)
 
 
 Key = tuple[str, str, int, int]

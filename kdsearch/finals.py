@@ -4,7 +4,7 @@ What a search keeps of its minutes for that is what these same trainings are exp
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from kdsearch.budget import Full
 from kdsearch.calling import callers
 from kdsearch.candidate import Candidate
 from kdsearch.check import Study
-from kdsearch.confirmed import Job, Store
+from kdsearch.confirmed import Job, Store, Student
 from kdsearch.display import Display
 from kdsearch.kept import digest
 from kdsearch.order import Order, derived, seed_of
@@ -27,13 +27,16 @@ from kdsearch.report.study_folder import StudyFolder
 Hands = tuple[Callable[[Order], Measurement], int]  # who evaluates, and in how many threads it may be called
 
 
-def jobs(study: Study, folder: StudyFolder, count: int, seeds: int) -> list[Job]:
-    """The full trainings of up to ``count`` finalists, the knee's twin without distillation and the baselines; none on an empty front."""
+def jobs(study: Study, folder: StudyFolder, hand_made: Mapping[str, Candidate], count: int, seeds: int) -> list[Job]:
+    """The full trainings of up to ``count`` finalists, the knee's twin without distillation and the baselines, those of ``hand_made``
+    that the search did not come to as well; none on an empty front."""
     picks = front.short_picks(folder)
     if not picks:
         return []
     yardsticks = [record for record in front.trained(folder.records) if record.baseline]
     students = confirmed.students(front.eligible(folder), picks["knee"], yardsticks, count, front.reference(folder))
+    tried = {record.baseline for record in yardsticks}
+    students += [Student(f"baseline {name}", candidate) for name, candidate in hand_made.items() if name not in tried]
     own = seed_of(study.spec.search)
     full = [derived(own, number, "confirm") for number in range(seeds)]  # the same for all: equal data order makes differences clearer
     under = _conditions(study, folder.facts)
@@ -46,17 +49,23 @@ def _conditions(study: Study, facts: dict[str, Any]) -> str:
     return digest(facts["teacher"]["key"], facts["task"]["key"], json.dumps(spec, sort_keys=True))
 
 
-def keeper(study: Study, facts: dict[str, Any], baselines: int, count: int) -> Callable[[Sequence[Record]], float]:
-    """How many seconds of the study's minutes to keep for the finalists that some records would give, with ``count`` workers."""
+def keeper(
+    study: Study, facts: dict[str, Any], hand_made: Mapping[str, Candidate], flops: Mapping[str, float], count: int
+) -> Callable[[Sequence[Record]], float]:
+    """How many seconds of the study's minutes to keep for the finalists that some records would give, with ``count`` workers; ``flops``:
+    what a pass of each of ``hand_made`` costs, for those that are not tried yet."""
     spec, plan = study.spec, study.spec.search
     heavier = spec.train.batch_tokens / spec.proxy.batch_tokens
-    full = Full(plan.finalists + 1 + baselines, plan.finalist_seeds, spec.train.steps, heavier, count)
+    full = Full(plan.finalists + 1 + len(hand_made), plan.finalist_seeds, spec.train.steps, heavier, count)
 
     def seconds(known: Sequence[Record]) -> float:
-        would = jobs(study, StudyFolder(study.folder, facts, list(known), []), plan.finalists, 1)
-        chosen = [job.student.short for job in would if job.student.short]
+        would = jobs(study, StudyFolder(study.folder, facts, list(known), []), hand_made, plan.finalists, 1)
+        short = {job.student.trial: job.student.short for job in would}
+        chosen = [found for job in would if (found := job.student.short or short.get(job.student.twin_of))]  # a twin takes what its pick does
         trained = [record.measurement for record in known if record.measurement.state in (COMPLETE, STOPPED)]
-        return budget.seconds_kept(budget.seconds_for_finalists(chosen, trained, full), plan)
+        tried = {record.baseline for record in known if record.measurement in trained}
+        untried = [cost for name, cost in flops.items() if name not in tried]
+        return budget.seconds_kept(budget.seconds_for_finalists(chosen, trained, full, untried), plan)
 
     return seconds if plan.finalists else budget.nothing_kept
 

@@ -32,7 +32,7 @@ from kdsearch.view import OfTheSpace
 MOST_DUPLICATES_IN_A_ROW = 100
 BASELINE_EVERY = 10
 # So many asks for each trial beyond the first at once do not wait for a slow one.
-LAG = 2
+LAG = 3
 Objective = Callable[[Order], Measurement]
 
 

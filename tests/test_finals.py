@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kdsearch import finals
-from kdsearch.candidate import Candidate, Training
+from kdsearch.candidate import Candidate, Training, from_dict
 from kdsearch.check import Study
 from kdsearch.records import COMPLETE, STOPPED, Measurement, Record
 from kdsearch.report.study_folder import StudyFolder
@@ -27,28 +27,39 @@ def study(**search: Any) -> Study:
 
 
 def trial(number: int, accuracy: float, latency: float, seconds: float, **more: Any) -> Record:
-    """One whose 10 steps take ``seconds``, and the rest of it another second."""
+    """One whose 10 steps take ``seconds``, and the rest of it another second, at 100 FLOPs a second."""
     numbers = {"accuracy": accuracy, "accuracy_se": 0.001, "latency_relative": latency, "steps": 10, "seconds": seconds + 1}
+    numbers["flops"] = 100 * (20 * seconds + 1)
     found = Measurement(COMPLETE, stages={"training": seconds, "scoring": 1.0}, **numbers)
     candidate = replace(KD, training=Training(1e-4 * (1 + number)))
     return replace(Record(number, candidate.to_dict(), found, 7), **more)
 
 
 KNOWN = [trial(0, 0.7, 0.5, 4.0, baseline="no-kd"), trial(1, 0.8, 0.3, 2.0), trial(2, 0.9, 0.6, 8.0), trial(3, 0.6, 0.4, 90.0)]
+HAND_MADE = {"no-kd": from_dict(KNOWN[0].candidate)}
 
 
 def test_each_finalist_is_trained_with_each_seed_and_so_are_twin_and_baselines() -> None:
-    todo = finals.jobs(study(), StudyFolder(Path(), FACTS, KNOWN, []), 2, 2)
+    todo = finals.jobs(study(), StudyFolder(Path(), FACTS, KNOWN, []), {}, 2, 2)
     assert sorted({job.student.name for job in todo}) == ["0", "1", "2", f"no-kd twin of {todo[0].student.name}"]
     assert len(todo) == 8
     assert len({job.key for job in todo}) == 8
     assert {job.steps for job in todo} == {100}
-    assert finals.jobs(study(), StudyFolder(Path(), FACTS, [], []), 2, 2) == []
+    assert finals.jobs(study(), StudyFolder(Path(), FACTS, [], []), {}, 2, 2) == []
+
+
+def test_a_baseline_that_the_search_did_not_come_to_is_trained_in_full_all_the_same() -> None:
+    other = replace(KD, training=Training(0.5))
+    hand_made = {"no-kd": from_dict(KNOWN[0].candidate), "other": other}
+    todo = finals.jobs(study(), StudyFolder(Path(), FACTS, KNOWN, []), hand_made, 2, 1)
+    assert [(job.student.name, job.student.candidate) for job in todo if job.student.trial is None][1:] == [("baseline other", other)]
+    assert len(todo) == 5
+    assert finals.jobs(study(), StudyFolder(Path(), FACTS, [], []), hand_made, 2, 1) == []
 
 
 def test_what_was_trained_for_other_settings_or_of_another_teacher_is_trained_again() -> None:
     def under(study: Study, facts: dict[str, Any] = FACTS) -> str:
-        return finals.jobs(study, StudyFolder(Path(), facts, KNOWN, []), 2, 2)[0].under
+        return finals.jobs(study, StudyFolder(Path(), facts, KNOWN, []), {}, 2, 2)[0].under
 
     plain, spec = study(), study().spec
     heavier = spec.model_copy(update={"train": spec.train.model_copy(update={"batch_tokens": 300})})
@@ -64,18 +75,18 @@ def test_what_was_trained_for_other_settings_or_of_another_teacher_is_trained_ag
     ("known", "students", "count", "seconds"),
     [
         # A full training is 10 times the steps and twice the tokens: 20 times the trial's, and a second.
-        (KNOWN, 2, 1, 2 * (81 + 41 + 161 + (81 + 41 + 161) / 3)),  # the baseline, both of the front, a twin as their mean
-        (KNOWN, 2, 2, 81 + 41 + 161 + (81 + 41 + 161) / 3),
-        (KNOWN[1:2], 2, 1, 2 * 4 * 41),
-        ([trial(0, 0.8, 0.3, 2.0, measurement=Measurement(STOPPED, steps=5, seconds=5.0))], 2, 1, 2 * 4 * 200),  # no front yet
+        (KNOWN, 2, 1, 2 * (81 + 41 + 161 + 161)),  # the baseline, both of the front, and the knee's twin as the knee
+        (KNOWN, 2, 2, 81 + 41 + 161 + 161),
+        (KNOWN[1:2], 2, 1, 2 * (41 + 41 + 41 + 500)),  # another of the front as these, the baseline by its FLOPs
+        ([trial(0, 0.8, 0.3, 2.0, measurement=Measurement(STOPPED, steps=5, seconds=5.0))], 2, 1, 2 * 4 * 200),  # no front yet, nor FLOPs
         ([], 2, 1, 0.0),
         (KNOWN, 0, 1, 0.0),
     ],
 )
 def test_what_is_kept_is_what_the_finalists_of_the_moment_take(known: list[Record], students: int, count: int, seconds: float) -> None:
-    keep = finals.keeper(study(finalists=students, finalist_seeds=2, minutes=100), FACTS, 1, count)
+    keep = finals.keeper(study(finalists=students, finalist_seeds=2, minutes=100), FACTS, HAND_MADE, {"no-kd": 50_000.0}, count)
     assert keep(known) == pytest.approx(seconds)
 
 
 def test_no_more_than_four_fifths_are_kept() -> None:
-    assert finals.keeper(study(finalists=2, minutes=10), FACTS, 1, 1)(KNOWN) == pytest.approx(480.0)
+    assert finals.keeper(study(finalists=2, minutes=10), FACTS, HAND_MADE, {}, 1)(KNOWN) == pytest.approx(480.0)
