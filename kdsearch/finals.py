@@ -61,11 +61,13 @@ def keeper(
     def seconds(known: Sequence[Record]) -> float:
         would = jobs(study, StudyFolder(study.folder, facts, list(known), []), hand_made, plan.finalists, 1)
         short = {job.student.trial: job.student.short for job in would}
-        chosen = [found for job in would if (found := job.student.short or short.get(job.student.twin_of))]  # a twin takes what its pick does
-        trained = [record.measurement for record in known if record.measurement.state in (COMPLETE, STOPPED)]
-        tried = {record.baseline for record in known if record.measurement in trained}
-        untried = [cost for name, cost in flops.items() if name not in tried]
-        return budget.seconds_kept(budget.seconds_for_finalists(chosen, trained, full, untried), plan)
+        of_pick = [short.get(job.student.twin_of) for job in would]  # a twin takes what its pick does
+        chosen = [found for job, pick in zip(would, of_pick, strict=True) if (found := job.student.short or pick)]
+        trained = [record for record in known if record.measurement.state in (COMPLETE, STOPPED)]
+        tried = {record.baseline for record in trained}
+        untried = [flop for name, flop in flops.items() if name not in tried]
+        expected = budget.seconds_for_finalists(chosen, [record.measurement for record in trained], full, untried)
+        return budget.seconds_kept(expected, plan)
 
     return seconds if plan.finalists else budget.nothing_kept
 
