@@ -7,7 +7,7 @@ fine-tuning, latency, scoring, trials that failed, and the finalists' full train
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import linear_regression, mean
 from typing import Any
 
 from kdsearch.records import Measurement, Record, own
@@ -81,21 +81,33 @@ def seconds_in_full(found: Measurement, full: Full) -> float:
 
 
 def seconds_for_finalists(
-    chosen: Sequence[Measurement], trained: Sequence[Measurement], full: Full, untried: Sequence[float] = ()
+    chosen: Sequence[Measurement], tried: Sequence[Measurement], untried: Sequence[float], trained: Sequence[Measurement], full: Full
 ) -> float:
-    """What the full trainings are expected to take, from the trials of those who would be trained now.
+    """What the full trainings are expected to take: of those chosen now (finalists, and the pick once more for its twin) and of baselines
+    that were ``tried`` from their trials, of others from their FLOPs.
 
-    One with known FLOPs and no trial (``untried``) counts by its FLOPs at the pace of all ``trained``; who is not found yet as the mean of
-    those chosen, or with none chosen of all trained. Before any trial nothing is known, and this is 0.
+    Of ``full.students`` who is not found yet counts as the mean of those chosen, or with none chosen of all ``trained``. Before any trial
+    nothing is known, and this is 0.
     """
     pace = [seconds_in_full(found, full) for found in chosen or trained if found.steps]
     if not pace:
         return 0.0
-    measured = [found for found in trained if found.steps and found.flops]
-    each = sum(seconds_in_full(found, full) for found in measured) / sum(found.flops or 0.0 for found in measured) if measured else None
-    known = [*(pace if chosen else []), *(mean(pace) if each is None else each * flops for flops in untried)]
-    seconds = sum(known) + max(0, full.students - len(known)) * mean(pace)
-    return full.seeds * seconds / max(1, min(full.workers, full.students * full.seeds))
+    found = [seconds_in_full(one, full) for one in (*chosen, *tried) if one.steps]
+    found += [seconds_by_flops(flops, trained, full) for flops in untried]
+    missing = max(0, full.students - len(chosen))
+    trainings = full.seeds * (len(found) + missing)
+    return full.seeds * (sum(found) + missing * mean(pace)) / max(1, min(full.workers, trainings))
+
+
+def seconds_by_flops(flops: float, trained: Sequence[Measurement], full: Full) -> float:
+    """What a student of these FLOPs takes in full, by the least-squares line through those trained: half of a small student's step is not
+    arithmetic, so that seconds are not proportional to FLOPs."""
+    points = [(found.flops, seconds_in_full(found, full)) for found in trained if found.steps and found.flops]
+    work, seconds = [point[0] for point in points], [point[1] for point in points]
+    if len(set(work)) < 2:
+        return mean(seconds_in_full(found, full) for found in trained if found.steps)
+    slope, level = linear_regression(work, seconds)
+    return max(0.0, level + slope * flops) if slope > 0 else mean(seconds)
 
 
 def seconds_kept(seconds: float, plan: Search) -> float:

@@ -13,7 +13,6 @@ from transformers import AutoConfig
 from kdsearch import (
     budget,
     check,
-    cost,
     earlier,
     estimate,
     finals,
@@ -43,7 +42,7 @@ from kdsearch.machine import use_precision
 from kdsearch.order import Order
 from kdsearch.report import dashboard, front, html, study_folder, tables
 from kdsearch.students.baselines import baselines
-from kdsearch.students.families import architecture_of, family_of, narrow
+from kdsearch.students.families import architecture_of, family_of
 from kdsearch.workbench import Bench
 
 
@@ -236,6 +235,7 @@ def _starts(study: Study, bench: Bench, taken: Taken) -> list[dict[str, Any]]:
 
 
 def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate], taken: Taken, count: int) -> search.Surroundings:
+    flops = {name: objective.measured_cost(one, bench).flops or 0.0 for name, one in hand_made.items()}
     return search.Surroundings(
         study.spec.search,
         study.space,
@@ -249,15 +249,8 @@ def _surroundings(study: Study, bench: Bench, hand_made: dict[str, Candidate], t
         workbench.least_accuracy(bench),
         taken.by_key,
         budget.work(study.spec, bench.facts),
-        finals.keeper(study, bench.facts, hand_made, _flops(study, bench, hand_made), count),
+        finals.keeper(study, bench.facts, hand_made, flops, count),
     )
-
-
-def _flops(study: Study, bench: Bench, hand_made: dict[str, Candidate]) -> dict[str, float]:
-    """As a trial's measurement counts them."""
-    target = study.spec.target
-    configs = {name: narrow(bench.teacher.config, candidate.architecture) for name, candidate in hand_made.items()}
-    return {name: cost.flops(config, target.batch_size, target.sequence_length) for name, config in configs.items()}
 
 
 def _with_steps(study: Study, steps: int | None) -> Study:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from kdsearch.finalists import finalists, twin_without_kd
 from kdsearch.records import COMPLETE, Measurement, Record
 
 LINES, TABLE = "confirmed.jsonl", "confirmed.json"
-FRONT, NEAR = "front", "near the front"
+FRONT, NEAR, BASELINE = "front", "near the front", "baseline"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,13 @@ class Student:
 
     @property
     def name(self) -> str:
-        """What it is called in every session."""
+        """What it is called: its trial, or without one its role; sessions know a training by its key."""
         return self.role if self.trial is None else str(self.trial)
+
+    @property
+    def yardstick(self) -> bool:
+        """Whether it is trained only as a baseline."""
+        return self.role.startswith(BASELINE)
 
 
 Key = tuple[str, str, int, int]
@@ -101,10 +106,18 @@ class Store:
         return [job for job in jobs if job.key not in done]
 
 
-def students(able: Sequence[Record], knee: int, yardsticks: Sequence[Record], count: int, reference: tuple[float, float]) -> list[Student]:
-    """Up to ``count`` finalists of those that may stand on a front, the knee pick among them; its twin without distillation; the baselines.
+def students(
+    able: Sequence[Record],
+    knee: int,
+    yardsticks: Sequence[Record],
+    count: int,
+    reference: tuple[float, float],
+    untried: Mapping[str, Candidate] | None = None,
+) -> list[Student]:
+    """Up to ``count`` finalists of those that may stand on a front, the knee pick among them; the baselines, those too that the search did
+    not come to (``untried``); the pick's twin without distillation.
 
-    A twin that is one of the others is trained once.
+    Who is one of those before is trained once, and has both roles.
     """
     accuracy, latency = ([getattr(one.measurement, name) for one in able] for name in ("accuracy", "latency_relative"))
     best = {record.trial for record, on in zip(able, pareto.front(accuracy, latency), strict=True) if on}
@@ -114,11 +127,12 @@ def students(able: Sequence[Record], knee: int, yardsticks: Sequence[Record], co
     found = [_student(record, FRONT if record.trial in best else NEAR) for record in chosen]
     found += [_student(record, "") for record in yardsticks if record.trial not in numbers]
     twin = Student(f"no-kd twin of {knee}", twin_without_kd(from_dict(pick.candidate)), twin_of=knee)
-    same = [index for index, one in enumerate(found) if one.candidate.key() == twin.candidate.key()]
-    if not same:
-        return [*found, twin]
-    if (index := same[0]) > 0:  # the pick is the first, and may be trained on the labels alone itself
-        found[index] = replace(found[index], role=f"{found[index].role}, {twin.role}", twin_of=knee)
+    for one in [*(Student(f"{BASELINE} {name}", candidate) for name, candidate in (untried or {}).items()), twin]:
+        same = next((index for index, other in enumerate(found) if other.candidate.key() == one.candidate.key()), None)
+        if same is None:
+            found.append(one)
+        elif one is not twin or same > 0:  # the pick is the first, and may be trained on the labels alone itself
+            found[same] = replace(found[same], role=f"{found[same].role}, {one.role}", twin_of=one.twin_of)
     return found
 
 
@@ -145,13 +159,13 @@ def document(store: Store, jobs: Sequence[Job], proxy_steps: int, reference: tup
         "picks": _picks(rows, reference[0]),
         "students": sorted(rows, key=lambda row: math.inf if row["latency_relative"] is None else row["latency_relative"]),
         "fidelity": asdict(told),
-        "sentences": [*fidelity.in_words(told), *_worth(rows)],
+        "sentences": [*fidelity.in_words(told), *_worth(rows), *_without_trial(rows)],
     }
 
 
 def _picks(rows: Sequence[dict[str, Any]], guessing: float) -> dict[str, int]:
-    """Trial number of the knee, the fastest and the best student by full trainings, of those that beat guessing by two standard errors; a
-    twin is nobody's trial."""
+    """Trial number of the knee, the fastest and the best student by full trainings, of those that beat guessing by two standard errors and
+    are a trial."""
     able = [row for row in rows if row["feasible"] and row["trial"] is not None]
     able = [row for row in able if row["accuracy"] - 2 * row["accuracy_se"] > guessing] or able
     found = pareto.picks([row["accuracy"] for row in able], [row["latency_relative"] for row in able])
@@ -192,6 +206,12 @@ def _worth(rows: Sequence[dict[str, Any]]) -> list[str]:
                 f"{100 * gain:+.1f} points, ± {100 * error:.1f} at most: both answer the same rows."
             )
     return said
+
+
+def _without_trial(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Who stands on the front and cannot be picked."""
+    some = [row["role"] for row in rows if row["on_front"] and row["trial"] is None]
+    return [f"The {role} stands on this front and is no trial of the search, so that no pick is it." for role in some]
 
 
 def _row(student: Student, some: Sequence[Measurement]) -> dict[str, Any]:
@@ -244,7 +264,7 @@ def _median(some: Sequence[Measurement], name: str) -> float:
 
 
 def _student(record: Record, role: str) -> Student:
-    name = f"baseline {record.baseline}" if record.baseline else ""
+    name = f"{BASELINE} {record.baseline}" if record.baseline else ""
     return Student(", ".join(filter(None, (role, name))), from_dict(record.candidate), record.trial, record.measurement)
 
 

@@ -16,7 +16,7 @@ from kdsearch.budget import Full
 from kdsearch.calling import callers
 from kdsearch.candidate import Candidate
 from kdsearch.check import Study
-from kdsearch.confirmed import Job, Store, Student
+from kdsearch.confirmed import Job, Store
 from kdsearch.display import Display
 from kdsearch.kept import digest
 from kdsearch.order import Order, derived, seed_of
@@ -34,9 +34,8 @@ def jobs(study: Study, folder: StudyFolder, hand_made: Mapping[str, Candidate], 
     if not picks:
         return []
     yardsticks = [record for record in front.trained(folder.records) if record.baseline]
-    students = confirmed.students(front.eligible(folder), picks["knee"], yardsticks, count, front.reference(folder))
-    tried = {record.baseline for record in yardsticks}
-    students += [Student(f"baseline {name}", candidate) for name, candidate in hand_made.items() if name not in tried]
+    untried = untried_of(hand_made, folder.records)
+    students = confirmed.students(front.eligible(folder), picks["knee"], yardsticks, count, front.reference(folder), untried)
     own = seed_of(study.spec.search)
     full = [derived(own, number, "confirm") for number in range(seeds)]  # the same for all: equal data order makes differences clearer
     under = _conditions(study, folder.facts)
@@ -49,6 +48,12 @@ def _conditions(study: Study, facts: dict[str, Any]) -> str:
     return digest(facts["teacher"]["key"], facts["task"]["key"], json.dumps(spec, sort_keys=True))
 
 
+def untried_of(hand_made: Mapping[str, Candidate], known: Sequence[Record]) -> dict[str, Candidate]:
+    """The baselines that a search did not come to; one that failed is none of these, and is not tried again."""
+    tried = {record.baseline for record in known}
+    return {name: candidate for name, candidate in hand_made.items() if name not in tried}
+
+
 def keeper(
     study: Study, facts: dict[str, Any], hand_made: Mapping[str, Candidate], flops: Mapping[str, float], count: int
 ) -> Callable[[Sequence[Record]], float]:
@@ -56,17 +61,17 @@ def keeper(
     what a pass of each of ``hand_made`` costs, for those that are not tried yet."""
     spec, plan = study.spec, study.spec.search
     heavier = spec.train.batch_tokens / spec.proxy.batch_tokens
-    full = Full(plan.finalists + 1 + len(hand_made), plan.finalist_seeds, spec.train.steps, heavier, count)
+    full = Full(plan.finalists + 1, plan.finalist_seeds, spec.train.steps, heavier, count)
 
     def seconds(known: Sequence[Record]) -> float:
-        would = jobs(study, StudyFolder(study.folder, facts, list(known), []), hand_made, plan.finalists, 1)
-        short = {job.student.trial: job.student.short for job in would}
-        of_pick = [short.get(job.student.twin_of) for job in would]  # a twin takes what its pick does
-        chosen = [found for job, pick in zip(would, of_pick, strict=True) if (found := job.student.short or pick)]
+        folder = StudyFolder(study.folder, facts, list(known), [])
+        would = [job.student for job in jobs(study, folder, hand_made, plan.finalists, 1) if not job.student.yardstick]
+        short: dict[int | None, Measurement | None] = {one.trial: one.short for one in would if one.trial is not None}
+        chosen = [found for one in would if (found := one.short or short.get(one.twin_of))]  # a twin takes what its pick does
         trained = [record for record in known if record.measurement.state in (COMPLETE, STOPPED)]
-        tried = {record.baseline for record in trained}
-        untried = [flop for name, flop in flops.items() if name not in tried]
-        expected = budget.seconds_for_finalists(chosen, [record.measurement for record in trained], full, untried)
+        tried = [record.measurement for record in trained if record.baseline and record.trial not in short]
+        untried = [flops[name] for name in untried_of(hand_made, known)]
+        expected = budget.seconds_for_finalists(chosen, tried, untried, [record.measurement for record in trained], full)
         return budget.seconds_kept(expected, plan)
 
     return seconds if plan.finalists else budget.nothing_kept

@@ -31,8 +31,9 @@ from kdsearch.view import OfTheSpace
 
 MOST_DUPLICATES_IN_A_ROW = 100
 BASELINE_EVERY = 10
-# So many asks for each trial beyond the first at once do not wait for a slow one.
-LAG = 3
+# Side by side, results of the last six places, or of two for each trial beyond the first, are not waited for: a slow trial then seldom
+# makes the others wait, and what a proposal sees is not too old.
+LAG, LEAST_LAG = 2, 6
 Objective = Callable[[Order], Measurement]
 
 
@@ -166,7 +167,7 @@ def search(
     """
     study_store.close_interrupted(study)
     run = Session(study, around, watcher, clock, clock() - study.user_attrs.get(study_store.SECONDS, 0.0))
-    state, lag = run.state, 1 + LAG * (at_once - 1)
+    state, lag = run.state, 1 if at_once == 1 else 1 + max(LAG * (at_once - 1), LEAST_LAG)
     for place, record in study_store.stored_records(study).items():
         state.keep(place, record)
     run.write()

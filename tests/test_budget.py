@@ -53,14 +53,28 @@ def test_a_full_training_takes_its_steps_at_the_trial_s_pace_and_the_rest_once()
 def test_who_is_not_found_yet_counts_as_the_mean_of_those_who_are() -> None:
     full = Full(students=5, seeds=2, steps=1000)
     chosen, others = [trial(10.0), trial(20.0)], [trial(90.0)]
-    assert budget.seconds_for_finalists(chosen, [*chosen, *others], full) == pytest.approx(2 * (100 + 200 + 3 * 150))
-    assert budget.seconds_for_finalists([], [*chosen, *others], full) == pytest.approx(2 * 5 * 400)
-    assert budget.seconds_for_finalists([], [trial(5.0, 0)], full) == budget.seconds_for_finalists([], [], full) == 0.0
-    assert budget.seconds_for_finalists([], [trial(10.0)] * 7, full) == pytest.approx(2 * 5 * 100)
+    assert budget.seconds_for_finalists(chosen, [], [], [*chosen, *others], full) == pytest.approx(2 * (100 + 200 + 3 * 150))
+    assert budget.seconds_for_finalists(chosen, others, [], [*chosen, *others], full) == pytest.approx(2 * (100 + 200 + 3 * 150 + 900))
+    assert budget.seconds_for_finalists([], [], [], [*chosen, *others], full) == pytest.approx(2 * 5 * 400)
+    assert budget.seconds_for_finalists([], [], [1e6], [trial(5.0, 0)], full) == budget.seconds_for_finalists([], [], [], [], full) == 0.0
+    assert budget.seconds_for_finalists([], [], [], [trial(10.0)] * 7, full) == pytest.approx(2 * 5 * 100)
     many = [trial(10.0)] * 6  # a baseline that is a finalist too: no fewer than there are
-    assert budget.seconds_for_finalists(many, many, full) == pytest.approx(2 * 6 * 100)
-    side_by_side = [budget.seconds_for_finalists(chosen, chosen, replace(full, workers=count)) for count in (2, 100)]
+    assert budget.seconds_for_finalists(many, [], [], many, full) == pytest.approx(2 * 6 * 100)
+    side_by_side = [budget.seconds_for_finalists(chosen, [], [], chosen, replace(full, workers=count)) for count in (2, 100)]
     assert side_by_side == pytest.approx([750, 150])  # no more at once than there are trainings
+
+
+def test_who_has_no_trial_counts_by_the_line_of_seconds_over_flops() -> None:
+    full = Full(students=2, seeds=1, steps=1000)
+    line = [replace(trial(2.0 + flops), flops=flops * 1e6) for flops in (1.0, 2.0, 4.0)]  # a fixed cost, and one that grows
+    assert budget.seconds_by_flops(9e6, line, full) == pytest.approx(10 * 11.0)
+    assert budget.seconds_for_finalists(line[:2], [], [9e6, 1e6], line, full) == pytest.approx(10 * (3.0 + 4.0 + 11.0 + 3.0))
+    falling = [replace(one, flops=10e6 - (one.flops or 0.0)) for one in line]
+    unknown = [replace(one, flops=None) for one in line]
+    for some in (falling, unknown, [line[1], line[1]], [replace(line[0], steps=0), line[1]]):
+        assert budget.seconds_by_flops(9e6, some, full) == pytest.approx(
+            sum(10 * one.seconds for one in some if one.steps) / sum(one.steps > 0 for one in some)
+        )
 
 
 def test_a_fifth_of_the_minutes_is_searched_in_any_case() -> None:

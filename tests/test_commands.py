@@ -212,12 +212,18 @@ def test_a_run_confirms_its_front_and_after_an_interruption_what_is_missing(
 def test_a_search_ends_when_what_is_left_is_the_finalists(
     searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = with_finalists(searched, "kept", trials=None, minutes=1000.0, finalist_seeds=1)
+    study = with_finalists(searched, "kept", trials=None, minutes=1000.0, finalist_seeds=1, startup_trials=10)
     monkeypatch.setattr(commands.finals, "keeper", lambda *_: lambda known: 1000.0 * 60 if len(known) > 3 else 0.0)
     commands.run_study(study)
     assert len((study.parent / "kept" / "trials.jsonl").read_text().splitlines()) == 4
     assert "The budget is used up: 1e+03 of 1e+03 minutes (1e+03 of them kept for the finalists). To go" in capsys.readouterr().out
-    assert len(lines_of(study)) >= 3
+    told, rows = lines_of(study), json.loads((study.parent / "kept" / "confirmed.json").read_text())["students"]
+    unreached = {f"baseline {name}" for name in ("no-kd", "distilbert", "tinybert")}
+    assert unreached <= {json.loads(line)["student"] for line in told}
+    assert {row["student"] for row in rows if row["trial"] is None and row["twin_of"] is None} == unreached
+    assert "baseline tinybert" in (study.parent / "kept" / "report.html").read_text(encoding="utf-8")
+    commands.run_study(study)
+    assert lines_of(study) == told
 
 
 def test_an_empty_front_has_no_finalists(studied: Path, capsys: pytest.CaptureFixture[str]) -> None:

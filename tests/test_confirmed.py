@@ -62,6 +62,15 @@ def test_a_twin_that_is_another_student_is_trained_once() -> None:
     assert own[0].twin_of is None
 
 
+def test_a_baseline_without_a_trial_that_is_another_student_is_trained_once() -> None:
+    knee, twin = from_dict(ABLE[1].candidate), replace(from_dict(ABLE[1].candidate), distillation=Recipe("no-kd"))
+    found = students(ABLE, 4, [], 1, REFERENCE, {"same": knee, "no-kd": twin, "other": Candidate(tiny.SHAPE)})
+    assert [one.role for one in found] == ["front, baseline same", "baseline no-kd, no-kd twin of 4", "baseline other"]
+    assert [one.twin_of for one in found] == [None, 4, None]
+    assert [one.name for one in found] == ["4", "baseline no-kd, no-kd twin of 4", "baseline other"]
+    assert [one.yardstick for one in found] == [False, True, True]
+
+
 def test_a_baseline_on_the_front_stands_there_once() -> None:
     best = replace(ABLE[1], baseline="distilbert")
     assert roles(students([ABLE[0], best], 3, [best], 5, REFERENCE))["4"] == "front, baseline distilbert"
@@ -94,6 +103,19 @@ def test_a_training_of_another_student_or_under_other_conditions_does_not_count(
     todo = [replace(job, student=other), replace(job, under="another teacher")]
     assert Store(tmp_path).missing([job, *todo]) == todo
     assert document(Store(tmp_path), todo, 10, REFERENCE)["students"][0]["seeds"] == 0
+
+
+def test_a_baseline_that_is_best_and_no_trial_stands_on_the_front_and_is_no_pick(tmp_path: Path) -> None:
+    found = students(ABLE, 4, [], 3, REFERENCE, {"no-kd": Candidate(tiny.SHAPE)})
+    store, todo = Store(tmp_path), jobs(1, found=found)
+    for job in todo:
+        best = job.student.name == "baseline no-kd"
+        store.add(job, measured(0.95 if best else 0.8, 0.05 if best else 0.3))
+    told = document(store, todo, 300, REFERENCE)
+    assert [row["student"] for row in told["students"] if row["on_front"]] == ["baseline no-kd"]
+    assert set(told["picks"].values()) <= {3, 4, 5}
+    assert told["picks"]
+    assert "The baseline no-kd stands on this front and is no trial of the search, so that no pick is it." in told["sentences"]
 
 
 def test_errors_hold_the_seeds_and_the_rows(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from kdsearch import finals
 from kdsearch.candidate import Candidate, Training, from_dict
 from kdsearch.check import Study
-from kdsearch.records import COMPLETE, STOPPED, Measurement, Record
+from kdsearch.records import COMPLETE, FAILED, STOPPED, Measurement, Record
 from kdsearch.report.study_folder import StudyFolder
 from kdsearch.space_file import parse
 from kdsearch.study_file import StudySpec
@@ -52,8 +52,11 @@ def test_a_baseline_that_the_search_did_not_come_to_is_trained_in_full_all_the_s
     other = replace(KD, training=Training(0.5))
     hand_made = {"no-kd": from_dict(KNOWN[0].candidate), "other": other}
     todo = finals.jobs(study(), StudyFolder(Path(), FACTS, KNOWN, []), hand_made, 2, 1)
-    assert [(job.student.name, job.student.candidate) for job in todo if job.student.trial is None][1:] == [("baseline other", other)]
+    assert [(job.student.name, job.student.candidate) for job in todo if job.student.trial is None][:1] == [("baseline other", other)]
     assert len(todo) == 5
+    failed = replace(KNOWN[0], measurement=Measurement(FAILED, reason="too large"))
+    without = finals.jobs(study(), StudyFolder(Path(), FACTS, [failed, *KNOWN[1:]], []), hand_made, 2, 1)
+    assert [job.student.role for job in without if job.student.yardstick] == ["baseline other"]
     assert finals.jobs(study(), StudyFolder(Path(), FACTS, [], []), hand_made, 2, 1) == []
 
 
@@ -77,7 +80,9 @@ def test_what_was_trained_for_other_settings_or_of_another_teacher_is_trained_ag
         # A full training is 10 times the steps and twice the tokens: 20 times the trial's, and a second.
         (KNOWN, 2, 1, 2 * (81 + 41 + 161 + 161)),  # the baseline, both of the front, and the knee's twin as the knee
         (KNOWN, 2, 2, 81 + 41 + 161 + 161),
-        (KNOWN[1:2], 2, 1, 2 * (41 + 41 + 41 + 500)),  # another of the front as these, the baseline by its FLOPs
+        (KNOWN, 3, 1, 2 * (81 + 41 + 161 + 161 + 121)),  # another of the front as the mean of these
+        (KNOWN[1:3], 2, 1, 2 * (41 + 161 + 161 + 500)),  # the baseline by its FLOPs
+        ([*KNOWN[1:3], replace(KNOWN[0], measurement=Measurement(FAILED))], 2, 1, 2 * (41 + 161 + 161)),  # which is not tried again
         ([trial(0, 0.8, 0.3, 2.0, measurement=Measurement(STOPPED, steps=5, seconds=5.0))], 2, 1, 2 * 4 * 200),  # no front yet, nor FLOPs
         ([], 2, 1, 0.0),
         (KNOWN, 0, 1, 0.0),
