@@ -102,7 +102,7 @@ def rerun(study: StudyPlace, trial: Annotated[int, typer.Argument(help="Number o
 def train(
     study: StudyPlace,
     pick: Annotated[
-        str, typer.Option(metavar="knee|fastest|best|TRIAL", help="Which student of the front, or any trained trial.")
+        str, typer.Option(metavar="knee|fastest|best|TRIAL", help="Which student of the front, or any trial by its number.")
     ] = "knee",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the full distillation, instead of the study file's.")] = None,
 ) -> None:

@@ -139,7 +139,8 @@ def train_pick(place: Path, pick: str, steps: int | None = None) -> exporting.Ex
     record = _record(folder, picked(folder, pick))
     study = _with_steps(study, steps)
     candidate, console = from_dict(record.candidate), Console(soft_wrap=True)
-    if remark := remarks.on_pick(record):
+    chosen_by = None if pick.isdecimal() or not folder.confirmed else (front.unconfirmed(folder), len(front.on_front(folder)))
+    for remark in filter(None, (remarks.on_pick(record), remarks.on_picks(*chosen_by) if chosen_by else None)):
         console.print(remark, markup=False, highlight=False)
     with Display(console, study.spec.search) as display:
         bench = workbench.prepare(study.spec, study.space, study.base, [candidate, *_baselines(study).values()], display.progress)

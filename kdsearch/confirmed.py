@@ -159,7 +159,7 @@ def document(store: Store, jobs: Sequence[Job], proxy_steps: int, reference: tup
         "picks": _picks(rows, reference[0]),
         "students": sorted(rows, key=lambda row: math.inf if row["latency_relative"] is None else row["latency_relative"]),
         "fidelity": asdict(told),
-        "sentences": [*fidelity.in_words(told), *_worth(rows), *_without_trial(rows)],
+        "sentences": [*_too_short(jobs[0].steps, proxy_steps), *fidelity.in_words(told), *_worth(rows), *_without_trial(rows)],
     }
 
 
@@ -206,6 +206,14 @@ def _worth(rows: Sequence[dict[str, Any]]) -> list[str]:
                 f"{100 * gain:+.1f} points, ± {100 * error:.1f} at most: both answer the same rows."
             )
     return said
+
+
+def _too_short(steps: int, proxy_steps: int) -> list[str]:
+    """That full trainings are none."""
+    short = (
+        f"These trainings have {steps} steps, the short distillations {proxy_steps}: what they say of students is worth less than these."
+    )
+    return [short] if steps < proxy_steps else []
 
 
 def _without_trial(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -144,7 +144,9 @@ def _candidates(ends: Search, plan: Plan) -> str:
     if plan.limit == "trials":
         return f"{plan.candidates} candidates (search.trials)"
     flops = " (search.flops)" if plan.limit == "flops" else ""
-    return f"{plan.candidates} or more candidates{flops}" + (f", {ends.trials} at most (search.trials)" if ends.trials is not None else "")
+    return f"{plan.candidates} candidates by their training alone{flops}" + (
+        f", {ends.trials} at most (search.trials)" if ends.trials is not None else ""
+    )
 
 
 def _vocabularies(study: Study, tokenizer: Any, texts: data.TaskData) -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
@@ -90,6 +91,7 @@ def confirm(
     if missing := store.missing(todo):
         there = len(todo) - len(missing)
         console.print(f"{len(todo)} full trainings of {todo[0].steps} steps{f', {there} of them done' if there else ''}", highlight=False)
+        console.print(_outlook(study, missing), highlight=False, markup=False)
         with hands(missing) as (evaluate, count):
             _train(study, store, missing, (evaluate, count), console)
     folder = study_folder.load(study.folder)
@@ -103,6 +105,17 @@ def confirm(
     tables.show_confirmed(document, study.spec.name, console)
     console.print(str(study.folder / confirmed.TABLE), markup=False, highlight=False)
     return document
+
+
+def _outlook(study: Study, missing: Sequence[Job]) -> str:
+    """Who is to be trained, and for about how long, by the trials of those who have one, their mean for the others."""
+    students = {job.student.name: job.student for job in missing}
+    who = ", ".join(one.role if one.trial is None else f"trial {one.trial} ({one.role})" for one in students.values())
+    spec, facts = study.spec, study_folder.load(study.folder).facts
+    full = Full(1, 1, missing[0].steps, spec.train.batch_tokens / spec.proxy.batch_tokens)
+    known = [budget.seconds_in_full(job.student.short, full) for job in missing if job.student.short and job.student.short.steps]
+    minutes = mean(known) * len(missing) / min(facts.get("workers", 1), len(missing)) / 60 if known else None
+    return f"about {minutes:.2g} min: {who}" if minutes is not None else who
 
 
 @contextmanager

@@ -32,6 +32,16 @@ def on_confirmation(short: int, front: int, place: str) -> str | None:
     return f"{who}; `kdsearch confirm {place}` trains its students in full, with seeds."
 
 
+def on_picks(unconfirmed: int, front: int) -> str | None:
+    """That some of a front's students cannot be picked, where others were trained in full; None: all can."""
+    if not unconfirmed:
+        return None
+    return (
+        f"Picks are among the students that were trained in full: {unconfirmed} of the {front} on the front by short distillations are "
+        "not. `kdsearch confirm` with a larger --finalists trains them too; a trial's number picks any."
+    )
+
+
 def on_finalists(trainings: int, seconds: float, spec: StudySpec) -> str | None:
     """That so many full trainings of finalists, which take about so many seconds, leave too little of the minutes; None: they do not."""
     minutes = spec.search.minutes

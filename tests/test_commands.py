@@ -216,7 +216,9 @@ def test_a_search_ends_when_what_is_left_is_the_finalists(
     monkeypatch.setattr(commands.finals, "keeper", lambda *_: lambda known: 1000.0 * 60 if len(known) > 3 else 0.0)
     commands.run_study(study)
     assert len((study.parent / "kept" / "trials.jsonl").read_text().splitlines()) == 4
-    assert "The budget is used up: 1e+03 of 1e+03 minutes (1e+03 of them kept for the finalists). To go" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "The budget is used up: 1e+03 of 1e+03 minutes (1e+03 of them kept for the finalists). To go" in said
+    assert re.search(r"full trainings of \d+ steps\nabout \S+ min: trial \d \(front.*\), .*baseline no-kd", said)
     told, rows = lines_of(study), json.loads((study.parent / "kept" / "confirmed.json").read_text())["students"]
     unreached = {f"baseline {name}" for name in ("no-kd", "distilbert", "tinybert")}
     assert unreached <= {json.loads(line)["student"] for line in told}

@@ -115,6 +115,11 @@ def test_a_baseline_that_is_best_and_no_trial_stands_on_the_front_and_is_no_pick
     assert [row["student"] for row in told["students"] if row["on_front"]] == ["baseline no-kd"]
     assert set(told["picks"].values()) <= {3, 4, 5}
     assert told["picks"]
+    assert (
+        "These trainings have 50 steps, the short distillations 300: what they say of students is worth less than these."
+        in told["sentences"]
+    )
+    assert not any("worth less" in said for said in document(store, todo, 50, REFERENCE)["sentences"])
     assert "The baseline no-kd stands on this front and is no trial of the search, so that no pick is it." in told["sentences"]
 
 
@@ -164,6 +169,6 @@ def test_what_is_not_trained_is_told_as_such(tmp_path: Path) -> None:
     assert {row["student"]: row["seeds"] for row in found["students"]} == {"3": 2, "4": 1, "5": 0, "no-kd twin of 4": 0}
     assert found["students"][-1]["accuracy"] is None
     assert found["fidelity"]["count"] == 1
-    empty = document(Store(tmp_path / "none"), todo, 300, REFERENCE)
+    empty = document(Store(tmp_path / "none"), todo, 10, REFERENCE)
     assert empty["fidelity"]["regret"] is empty["fidelity"]["ceiling"] is None
     assert empty["sentences"] == ["0 students were trained in full: too few, or too much alike, to say how well the proxy ranks."]

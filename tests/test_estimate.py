@@ -32,8 +32,8 @@ def described(folder: Path, start: dict[str, Any] | None = None, **search: Any) 
     ("search", "expected"),
     [
         ({"minutes": 1e6, "trials": 7}, r"7 candidates \(search\.trials\)"),
-        ({"minutes": 1e6}, r"\d{5,} or more candidates"),
-        ({"minutes": 10, "trials": 10**6}, r"\d{1,5} or more candidates, 1000000 at most \(search\.trials\)"),
+        ({"minutes": 1e6}, r"\d{5,} candidates by their training alone"),
+        ({"minutes": 10, "trials": 10**6}, r"\d{1,5} candidates by their training alone, 1000000 at most \(search\.trials\)"),
     ],
 )
 def test_no_more_candidates_are_told_than_are_run(search: dict[str, Any], expected: str, folder: Path) -> None:
@@ -51,7 +51,7 @@ def test_calibration_is_told_where_some_start_needs_it(folder: Path) -> None:
 def test_the_plan_names_rungs_finalists_and_flops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rungs, "LEAST", 1)
     told = described(folder, minutes=1e6, rungs=[0.4], eta=3.0)
-    many = re.search(r"(\d+) or more candidates$", told["search"])
+    many = re.search(r"(\d+) candidates by their training alone$", told["search"])
     behind = re.fullmatch(r"of these about (\d+) go on behind step 1", told["rungs"])
     assert many
     assert behind
@@ -68,10 +68,12 @@ def test_the_plan_names_rungs_finalists_and_flops(folder: Path, monkeypatch: pyt
 
 def test_a_budget_of_flops_ends_the_plan_and_one_too_small_is_told(folder: Path) -> None:
     teacher = float(described(folder)["FLOPs"].split(" of search, ")[1].split()[0])
-    assert re.search(r"without limits, 0 or more candidates \(search\.flops\)$", described(folder, flops=teacher / 2)["search"])
+    assert re.search(
+        r"without limits, 0 candidates by their training alone \(search\.flops\)$", described(folder, flops=teacher / 2)["search"]
+    )
     assert "search.flops: must exceed those of the teacher's answers" in described(folder, flops=teacher / 2)["but"]
     some = described(folder, flops=teacher * 100, minutes=1e9)
-    assert re.search(r"[1-9]\d* or more candidates \(search\.flops\)$", some["search"])
+    assert re.search(r"[1-9]\d* candidates by their training alone \(search\.flops\)$", some["search"])
     assert float(some["FLOPs"].removeprefix("about ").split()[0]) == pytest.approx(teacher * 100, rel=0.1)
 
 

@@ -118,6 +118,13 @@ def test_a_front_that_is_not_confirmed_is_told_as_such() -> None:
     assert some.startswith("1 of the front's 3 students were not trained in full yet; `kdsearch confirm studies/x`")
 
 
+def test_who_cannot_be_picked_after_a_confirmation_is_told() -> None:
+    assert remarks.on_picks(0, 3) is None
+    said = remarks.on_picks(2, 3)
+    assert said is not None
+    assert "2 of the 3 on the front by short distillations are not" in said
+
+
 def test_what_was_imported_uses_up_no_budget_and_took_no_time() -> None:
     imported = [replace(record(trial), imported_from=f"trial {trial} of old") for trial in range(3)]
     assert remarks.after_run([*imported, record(3)], Search(trials=2), Spent()) == []

@@ -50,6 +50,11 @@ def test_a_teacher_is_not_fine_tuned_when_the_study_says_null(tmp_path: Path) ->
     assert spec.teacher.fine_tune is None
 
 
+def test_a_whole_number_may_be_written_as_yaml_writes_large_ones(tmp_path: Path) -> None:
+    place = tiny.write_yaml(tmp_path / "s.yaml", {**SMALLEST, "limits": {"parameters": 10.0e6}})
+    assert study_file.load(place).limits.parameters == 10_000_000
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -6,7 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kdsearch.report.front import Row, counts, rows
+from kdsearch import remarks
+from kdsearch.report.front import Row, counts, on_front, rows, unconfirmed
 from kdsearch.report.study_folder import StudyFolder
 
 COLUMNS = ("", "trial", "accuracy", "ms [95 %]", "faster", "size", "shape", "starts from", "recipe", "divergence")
@@ -25,6 +26,8 @@ def show_front(folder: StudyFolder, console: Console) -> None:
     console.print(", ".join(f"{number} {name}" for name, number in counts(folder.records).items()), highlight=False)
     if folder.confirmed:
         show_confirmed(folder.confirmed, folder.facts["name"], console)
+        if remark := remarks.on_picks(unconfirmed(folder), len(on_front(folder))):
+            console.print(remark, markup=False, highlight=False)
 
 
 def show_confirmed(document: dict[str, Any], name: str, console: Console) -> None:
