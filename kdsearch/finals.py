@@ -93,7 +93,7 @@ def confirm(
         console.print(f"{len(todo)} full trainings of {todo[0].steps} steps{f', {there} of them done' if there else ''}", highlight=False)
         console.print(_outlook(study, missing), highlight=False, markup=False)
         with hands(missing) as (evaluate, count):
-            _train(study, store, missing, (evaluate, count), console)
+            _train(study, store, in_turn(study, missing), (evaluate, count), console)
     folder = study_folder.load(study.folder)
     document = confirmed.document(store, todo, study.spec.proxy.steps, front.reference(folder))
     if all(row["seeds"] == 0 for row in document["students"]):
@@ -107,15 +107,30 @@ def confirm(
     return document
 
 
+def expected(study: Study, some: Sequence[Job]) -> list[float]:
+    """About the seconds of each of some full trainings: by its student's trial, a twin's by its pick's; of others the mean of these."""
+    full = Full(1, 1, some[0].steps, study.spec.train.batch_tokens / study.spec.proxy.batch_tokens)
+    short: dict[int | None, Measurement | None] = {job.student.trial: job.student.short for job in some if job.student.trial is not None}
+    trials = [job.student.short or short.get(job.student.twin_of) for job in some]
+    known = [budget.seconds_in_full(found, full) if found and found.steps else None for found in trials]
+    told = [seconds for seconds in known if seconds is not None]
+    return [(mean(told) if told else 0.0) if seconds is None else seconds for seconds in known]
+
+
+def in_turn(study: Study, missing: Sequence[Job]) -> list[Job]:
+    """Seed by seed, and of each the longest first: the last of all, which may have no company, is a short one."""
+    seeds, seconds = list(dict.fromkeys(job.seed for job in missing)), expected(study, missing)
+    order = sorted(range(len(missing)), key=lambda index: (seeds.index(missing[index].seed), -seconds[index]))
+    return [missing[index] for index in order]
+
+
 def _outlook(study: Study, missing: Sequence[Job]) -> str:
-    """Who is to be trained, and for about how long, by the trials of those who have one, their mean for the others."""
+    """Who is to be trained, and for about how long."""
     students = {job.student.name: job.student for job in missing}
     who = ", ".join(one.role if one.trial is None else f"trial {one.trial} ({one.role})" for one in students.values())
-    spec, facts = study.spec, study_folder.load(study.folder).facts
-    full = Full(1, 1, missing[0].steps, spec.train.batch_tokens / spec.proxy.batch_tokens)
-    known = [budget.seconds_in_full(job.student.short, full) for job in missing if job.student.short and job.student.short.steps]
-    minutes = mean(known) * len(missing) / min(facts.get("workers", 1), len(missing)) / 60 if known else None
-    return f"about {minutes:.2g} min: {who}" if minutes is not None else who
+    count = min(study_folder.load(study.folder).facts.get("workers", 1), len(missing))
+    minutes = sum(expected(study, missing)) / count / 60
+    return f"about {minutes:.2g} min: {who}" if minutes else who
 
 
 @contextmanager

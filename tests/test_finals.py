@@ -60,6 +60,18 @@ def test_a_baseline_that_the_search_did_not_come_to_is_trained_in_full_all_the_s
     assert finals.jobs(study(), StudyFolder(Path(), FACTS, [], []), hand_made, 2, 1) == []
 
 
+def test_full_trainings_come_seed_by_seed_and_the_longest_first() -> None:
+    other = {"other": replace(KD, training=Training(0.5))}
+    todo = finals.jobs(study(), StudyFolder(Path(), FACTS, KNOWN, []), other, 2, 2)
+    seconds = dict(zip([job.key for job in todo], finals.expected(study(), todo), strict=True))
+    turns = finals.in_turn(study(), todo)
+    assert sorted(turns, key=str) == sorted(todo, key=str)
+    assert [job.seed for job in turns] == sorted((job.seed for job in todo), key=[job.seed for job in todo].index)
+    # both of the front, the knee's twin as the knee, the baseline that was tried, and the mean of these for the one that was not
+    assert [seconds[job.key] for job in turns[:5]] == pytest.approx([161.0, 161.0, (161 + 161 + 81 + 41) / 4, 81.0, 41.0])
+    assert finals.expected(study(), [replace(job, student=replace(job.student, short=None)) for job in todo[:2]]) == [0.0, 0.0]
+
+
 def test_what_was_trained_for_other_settings_or_of_another_teacher_is_trained_again() -> None:
     def under(study: Study, facts: dict[str, Any] = FACTS) -> str:
         return finals.jobs(study, StudyFolder(Path(), facts, KNOWN, []), {}, 2, 2)[0].under
