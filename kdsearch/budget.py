@@ -100,8 +100,8 @@ def seconds_for_finalists(
 
 
 def seconds_by_flops(flops: float, trained: Sequence[Measurement], full: Full) -> float:
-    """What a student of these FLOPs takes in full, by the least-squares line through those trained: half of a small student's step is not
-    arithmetic, so that seconds are not proportional to FLOPs."""
+    """What a student of these FLOPs takes in full, by the least-squares line through those trained: a step also costs what does not
+    grow with FLOPs, so that seconds are not proportional to them."""
     points = [(found.flops, seconds_in_full(found, full)) for found in trained if found.steps and found.flops]
     work, seconds = [point[0] for point in points], [point[1] for point in points]
     if len(set(work)) < 2:

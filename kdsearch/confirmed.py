@@ -42,6 +42,11 @@ class Student:
         return self.role if self.trial is None else str(self.trial)
 
     @property
+    def title(self) -> str:
+        """Its trial and role, for a person."""
+        return self.role if self.trial is None else f"trial {self.trial} ({self.role})"
+
+    @property
     def yardstick(self) -> bool:
         """Whether it is trained only as a baseline."""
         return self.role.startswith(BASELINE)

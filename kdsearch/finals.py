@@ -126,8 +126,7 @@ def in_turn(study: Study, missing: Sequence[Job]) -> list[Job]:
 
 def _outlook(study: Study, missing: Sequence[Job]) -> str:
     """Who is to be trained, and for about how long."""
-    students = {job.student.name: job.student for job in missing}
-    who = ", ".join(one.role if one.trial is None else f"trial {one.trial} ({one.role})" for one in students.values())
+    who = ", ".join(dict.fromkeys(job.student.title for job in missing))
     count = min(study_folder.load(study.folder).facts.get("workers", 1), len(missing))
     minutes = sum(expected(study, missing)) / count / 60
     return f"about {minutes:.2g} min: {who}" if minutes else who
@@ -156,8 +155,9 @@ def _train(study: Study, store: Store, missing: Sequence[Job], hands: Hands, con
         found = evaluate(Order(job.student.candidate, job.seed, train_anyway=True, training=study.spec.train))
         store.add(job, found)
         said = f"accuracy {found.accuracy:.3f}" if found.state == COMPLETE else f"{found.state}: {found.reason}"
-        who = job.student.role if job.student.trial is None else f"trial {job.student.trial} ({job.student.role})"
-        console.print(f"{who}, seed {job.seed}: {said}  {found.seconds:.0f} s, {next(left)} to go", markup=False, highlight=False)
+        console.print(
+            f"{job.student.title}, seed {job.seed}: {said}  {found.seconds:.0f} s, {next(left)} to go", markup=False, highlight=False
+        )
 
     with callers(min(count, len(missing))) as threads:
         for future in [threads.submit(one, job) for job in missing]:
